@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup setup-test run demo test lint bench lock format clean
+
+help: ## what can be done here
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(STAMP) ## everything that running needs, into .venv (the command is .venv/bin/privyseal)
+
+$(STAMP): deploy/setup.sh requirements.lock pyproject.toml
+	PYTHON="$(PYTHON)" bash deploy/setup.sh run
+	@touch $@
+
+setup-test: $(STAMP) ## what the tests and linters need besides
+	PYTHON="$(PYTHON)" bash deploy/setup.sh test
+
+lint: setup-test ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup-test ## write the code in its one form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: setup-test ## every test, real clients and servers included
+	$(BIN)/pytest
+
+lock: setup ## resolve the dependencies anew into the lock files
+	bash deploy/lock.sh

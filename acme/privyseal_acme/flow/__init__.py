@@ -1,0 +1,1 @@
+"""What each ACME request does, apart from HTTP."""

@@ -1,0 +1,1 @@
+"""The tables of the ACME server and the statements on them."""

@@ -1,0 +1,1 @@
+"""HTTP and JWS around the flows."""

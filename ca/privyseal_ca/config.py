@@ -1,0 +1,445 @@
+"""Settings: ``privyseal.toml`` in the home, each key overridable as ``PRIVYSEAL_SECTION__KEY``.
+
+The classes here are the manual: ``docs/configuration.md`` is written from their field descriptions, and a test keeps the
+two alike. Unknown keys are errors. Times are seconds.
+"""
+
+import os
+import tomllib
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from privyseal_ca.errors import ConfigurationError
+
+SETTINGS_FILE = "privyseal.toml"
+ROOTS_FILE = "roots.pem"
+
+IPNetwork = IPv4Network | IPv6Network
+
+PRIVATE_NETWORKS = (
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "127.0.0.0/8",
+    "100.64.0.0/10",
+    "fc00::/7",
+    "::1/128",
+)
+SPECIAL_USE_SUFFIXES = (
+    "internal",
+    "home.arpa",
+    "localhost",
+    "test",
+    "local",
+    "lan",
+    "svc",
+    "cluster.local",
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ServerSettings(_Section):
+    """Where the service listens and what it is called from outside."""
+
+    https: str = Field(
+        "127.0.0.1:8443", description="Address and port of the TLS listener: ACME under `/acme/`."
+    )
+    http: str = Field(
+        "127.0.0.1:8080",
+        description="Address and port of the plain listener: `/roots.pem`, `/issuers/`, `/metrics`, `/healthz`, `/readyz`.",
+    )
+    https_url: str = Field(
+        "",
+        description="Public base URL of the TLS listener; it goes into the directory. From `https` when empty.",
+    )
+    http_url: str = Field(
+        "",
+        description="Public base URL of the plain listener; it goes into certificates. From `http` when empty.",
+    )
+    names: tuple[str, ...] = Field(
+        (),
+        description="More names and addresses for the server's own certificate, beside the hosts of `https` and `https_url`.",
+    )
+    tls_lifetime: int = Field(
+        86400,
+        ge=600,
+        le=30 * 86400,
+        description="Lifetime of the server's own certificate. It is replaced at two thirds of it.",
+    )
+    shutdown_grace: float = Field(
+        15, gt=0, le=300, description="How long SIGTERM waits for requests and issuances in flight."
+    )
+
+    @field_validator("https", "http")
+    @classmethod
+    def _listener(cls, value: str) -> str:
+        parse_listener(value)
+        return value
+
+    @field_validator("https_url", "http_url")
+    @classmethod
+    def _base_url(cls, value: str, info: Any) -> str:
+        if not value:
+            return value
+        scheme = info.field_name.removesuffix("_url")
+        parts = urlsplit(value)
+        if parts.scheme != scheme or not parts.netloc or parts.query or parts.fragment:
+            raise ValueError(f"must be an absolute {scheme}:// URL without query or fragment")
+        return value.rstrip("/")
+
+    @property
+    def public_https(self) -> str:
+        """The base URL of the TLS listener, without a slash at the end."""
+        return self.https_url or f"https://{_reachable(self.https, 443)}"
+
+    @property
+    def public_http(self) -> str:
+        """The base URL of the plain listener, without a slash at the end."""
+        return self.http_url or f"http://{_reachable(self.http, 80)}"
+
+
+class DatabaseSettings(_Section):
+    """Where state is kept."""
+
+    url: str = Field(
+        "",
+        description="`sqlite:///FILE` (a relative FILE is in the home) or `postgresql://USER@HOST/NAME`. Empty: "
+        "`sqlite:///privyseal.db`.",
+    )
+    connections: int = Field(
+        4, ge=1, le=64, description="PostgreSQL connections for reading. SQLite needs one."
+    )
+    queue: int = Field(
+        4096,
+        ge=16,
+        le=1_000_000,
+        description="Units of work that may wait for the writer before requests are refused.",
+    )
+    timeout: float = Field(
+        10, gt=0, le=120, description="How long one unit of work may wait for the database's lock or answer."
+    )
+
+
+class HsmSettings(_Section):
+    """How the PKCS#11 token is reached. Which keys it holds is recorded with each issuer."""
+
+    pin_file: Path | None = Field(
+        None,
+        description="File with the user PIN, readable by its owner only. Default: the systemd credential "
+        "`privyseal-pin`, else `secrets/pin` in the home. `PRIVYSEAL_HSM__PIN` takes precedence over files.",
+    )
+    pin: str = Field(
+        "",
+        repr=False,
+        description="The user PIN. Meant for the environment (`PRIVYSEAL_HSM__PIN`); refused in `privyseal.toml`.",
+    )
+    queue: int = Field(
+        1024, ge=1, le=100_000, description="Requests that may wait for the token before they are refused."
+    )
+    timeout: float = Field(
+        10, gt=0, le=300, description="How long one request may wait for the token before it counts as away."
+    )
+    retry_after: float = Field(
+        2,
+        gt=0,
+        le=300,
+        description="First pause before a token that failed is tried again; it doubles up to one minute.",
+    )
+
+
+class ValidationSettings(_Section):
+    """How control over names is checked."""
+
+    http_port: int = Field(80, ge=1, le=65535, description="Port of http-01 (RFC 8555 section 8.3).")
+    tls_port: int = Field(443, ge=1, le=65535, description="Port of tls-alpn-01 (RFC 8737).")
+    resolvers: tuple[str, ...] = Field(
+        (), description="DNS servers as `ADDRESS` or `ADDRESS:PORT`. The system's resolver when empty."
+    )
+    allowed_networks: tuple[IPNetwork, ...] = Field(
+        tuple(PRIVATE_NETWORKS),
+        description="Networks that validation may connect to.",  # type: ignore[arg-type]
+    )
+    denied_networks: tuple[IPNetwork, ...] = Field(
+        (
+            "169.254.0.0/16",
+            "fe80::/10",
+            "100.100.100.200/32",
+            "fd00:ec2::254/128",
+            "0.0.0.0/8",
+            "224.0.0.0/4",
+            "ff00::/8",
+        ),  # type: ignore[arg-type]
+        description="Networks that validation never connects to, even when they are allowed: link-local, multicast and cloud "
+        "metadata services.",
+    )
+    challenges: tuple[str, ...] = Field(
+        ("http-01", "dns-01", "tls-alpn-01", "dns-account-01"),
+        description="Challenge types that are offered.",
+    )
+    timeout: float = Field(
+        5, gt=0, le=60, description="How long one attempt may take, DNS and redirects included."
+    )
+    attempts: int = Field(3, ge=1, le=10, description="Attempts before a validation fails.")
+    retry_delay: float = Field(
+        0.5, ge=0, le=60, description="Pause after the first failed attempt; it doubles each time."
+    )
+    redirects: int = Field(5, ge=0, le=20, description="Redirects that http-01 follows.")
+    concurrency: int = Field(256, ge=1, le=10_000, description="Validations that run at the same time.")
+    queue: int = Field(
+        20_000,
+        ge=1,
+        le=1_000_000,
+        description="Validations that may wait before responses to challenges are refused.",
+    )
+    caa: bool = Field(False, description="Whether CAA records are checked (RFC 8659 and 8657).")
+    caa_identities: tuple[str, ...] = Field(
+        (), description="This authority's own domain names in CAA records."
+    )
+
+    @field_validator("challenges")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = set(value) - {"http-01", "dns-01", "tls-alpn-01", "dns-account-01"}
+        if unknown or not value:
+            raise ValueError(f"unknown or no challenge types: {', '.join(sorted(unknown)) or 'none given'}")
+        return value
+
+    @model_validator(mode="after")
+    def _caa_has_identity(self) -> "ValidationSettings":
+        if self.caa and not self.caa_identities:
+            raise ValueError(
+                "caa = true needs caa_identities, the names that CAA records give this authority"
+            )
+        return self
+
+
+class AcmeSettings(_Section):
+    """The ACME server (RFC 8555)."""
+
+    terms_of_service: str = Field(
+        "", description="URL of the terms; when set, new accounts must agree to them."
+    )
+    website: str = Field("", description="URL about this authority, shown in the directory.")
+    external_account_required: bool = Field(
+        False, description="Whether new accounts need an external account binding (`privyseal eab create`)."
+    )
+    order_lifetime: int = Field(
+        7 * 86400, ge=300, le=30 * 86400, description="How long an order may stay unfinished."
+    )
+    authorization_lifetime: int = Field(
+        86400,
+        ge=60,
+        le=30 * 86400,
+        description="How long a validated authorization counts, for revocation and reuse.",
+    )
+    reuse_authorizations: bool = Field(
+        False,
+        description="Whether a validated authorization of an earlier order serves a new order. Authorizations made by newAuthz "
+        "always do.",
+    )
+    max_identifiers: int = Field(100, ge=1, le=1000, description="Identifiers in one order.")
+    max_contacts: int = Field(10, ge=0, le=100, description="Contacts of one account.")
+    nonce_lifetime: int = Field(3600, ge=60, le=86400, description="How long an unused nonce is accepted.")
+    orders_page: int = Field(100, ge=1, le=1000, description="Orders on one page of an account's list.")
+    max_body: int = Field(65536, ge=4096, le=1 << 20, description="Largest request body in bytes.")
+    finalize_wait: float = Field(
+        5,
+        ge=0,
+        le=60,
+        description="How long finalize waits for the certificate before it answers `processing`.",
+    )
+
+
+class LimitSettings(_Section):
+    """Rate limits: `N` events per `period` seconds, in bursts of up to `N`; 0 turns a limit off."""
+
+    new_accounts: int = Field(50_000, ge=0, description="New accounts from one address.")
+    new_accounts_period: int = Field(3600, ge=1, description="Period of `new_accounts`.")
+    new_orders: int = Field(100_000, ge=0, description="New orders of one account.")
+    new_orders_period: int = Field(3600, ge=1, description="Period of `new_orders`.")
+    failed_validations: int = Field(10_000, ge=0, description="Failed validations of one account.")
+    failed_validations_period: int = Field(3600, ge=1, description="Period of `failed_validations`.")
+
+
+class PolicySettings(_Section):
+    """Which names an account may have. Deny wins over allow; what neither names is refused (promise P11).
+
+    A DNS entry is a suffix, such as `corp.example`: the name itself and everything below it. An entry that holds `*`
+    is a pattern for the whole name, label by label, such as `web-*.corp.example`.
+    """
+
+    allow_dns: tuple[str, ...] = Field(
+        SPECIAL_USE_SUFFIXES, description="DNS suffixes and patterns that may be certified."
+    )
+    deny_dns: tuple[str, ...] = Field((), description="DNS suffixes and patterns that are refused.")
+    allow_single_labels: bool = Field(
+        True, description="Whether names of one label, such as `db1`, may be certified."
+    )
+    allow_wildcards: bool = Field(True, description="Whether `*.` may stand before an allowed name.")
+    allow_ip: tuple[IPNetwork, ...] = Field(
+        tuple(PRIVATE_NETWORKS),
+        description="Networks whose addresses may be certified.",  # type: ignore[arg-type]
+    )
+    deny_ip: tuple[IPNetwork, ...] = Field((), description="Networks whose addresses are refused.")
+    allow_uri: tuple[str, ...] = Field((), description="URI prefixes that may be certified.")
+    deny_uri: tuple[str, ...] = Field((), description="URI prefixes that are refused.")
+    allow_email: tuple[str, ...] = Field((), description="Mail domains whose addresses may be certified.")
+    profiles: tuple[str, ...] = Field((), description="Profiles that may be used. All when empty.")
+
+
+class KeyPolicySettings(_Section):
+    """Which public keys are good enough."""
+
+    min_rsa_bits: int = Field(2048, ge=2048, le=8192, description="Smallest RSA modulus.")
+    max_rsa_bits: int = Field(4096, ge=2048, le=16384, description="Largest RSA modulus.")
+    blocklist: Path | None = Field(
+        None,
+        description="A badkeys `blocklist.dat` of known-compromised keys, checked beside the built-in list.",
+    )
+
+
+class IssuanceSettings(_Section):
+    """How certificates are issued."""
+
+    default_profile: str = Field("mtls", description="Profile of orders that name none.")
+    profiles_dir: Path = Field(
+        Path("profiles"),
+        description="Folder with more profiles as TOML files (a relative folder is in the home).",
+    )
+
+
+class LogSettings(_Section):
+    """What is logged, and how."""
+
+    format: str = Field("json", pattern="^(json|text)$", description="`json` or `text`, on standard error.")
+    level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="Least severe event that is logged."
+    )
+
+
+class Settings(BaseSettings):
+    """All settings of one home."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="PRIVYSEAL_",
+        env_nested_delimiter="__",
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+    home: Path = Field(Path("~/.privyseal"), exclude=True)
+    server: ServerSettings = Field(default_factory=lambda: ServerSettings())
+    database: DatabaseSettings = Field(default_factory=lambda: DatabaseSettings())
+    hsm: HsmSettings = Field(default_factory=lambda: HsmSettings())
+    validation: ValidationSettings = Field(default_factory=lambda: ValidationSettings())
+    acme: AcmeSettings = Field(default_factory=lambda: AcmeSettings())
+    limits: LimitSettings = Field(default_factory=lambda: LimitSettings())
+    policy: dict[str, PolicySettings] = Field(default_factory=dict)
+    keys: KeyPolicySettings = Field(default_factory=lambda: KeyPolicySettings())
+    issuance: IssuanceSettings = Field(default_factory=lambda: IssuanceSettings())
+    log: LogSettings = Field(default_factory=lambda: LogSettings())
+
+    @field_validator("policy")
+    @classmethod
+    def _default_policy(cls, value: dict[str, PolicySettings]) -> dict[str, PolicySettings]:
+        return {"default": PolicySettings(), **value}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file; nothing else is read."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL with an absolute path for SQLite."""
+        url = self.database.url or "sqlite:///privyseal.db"
+        if url.startswith("sqlite:///"):
+            return f"sqlite:///{(self.home / url.removeprefix('sqlite:///')).absolute()}"
+        return url
+
+
+def home_directory(option: str | None) -> Path:
+    """The home: ``option`` (``--home``), else ``$PRIVYSEAL_HOME``, else ``~/.privyseal``."""
+    return Path(option or os.environ.get("PRIVYSEAL_HOME") or "~/.privyseal").expanduser().absolute()
+
+
+def load_settings(home: Path) -> Settings:
+    """The settings of ``home``, checked. A home without ``privyseal.toml`` has the defaults.
+
+    Raises:
+        ConfigurationError: the file is not TOML, or a key is unknown or has a bad value. Values are not repeated.
+    """
+    path = home / SETTINGS_FILE
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}.", hint="Mend the file.") from error
+    if "pin" in document.get("hsm", {}):
+        raise ConfigurationError(
+            f"{path} holds hsm.pin; a PIN does not belong in a settings file.",
+            hint="Put it into a file of its own with mode 0600 and name that in hsm.pin_file.",
+        )
+    if "home" in document:
+        raise ConfigurationError(f"{path} sets home, which cannot be set there.", hint="Remove the key.")
+    try:
+        # PRIVYSEAL_HOME would otherwise win over the home that was asked for with --home.
+        return Settings(**document).model_copy(update={"home": home})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in issue['loc'])}: {issue['msg']}"
+            for issue in error.errors(include_input=False)
+        )
+        raise ConfigurationError(
+            f"The settings of {home} are not valid: {problems}.",
+            hint=f"Mend {path} or the PRIVYSEAL_ variables; docs/configuration.md lists every key.",
+        ) from error
+
+
+def parse_listener(text: str) -> tuple[str, int]:
+    """``HOST:PORT`` or ``[IPv6]:PORT`` as host and port.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError("must be HOST:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("an IPv6 address must stand in brackets, as in [::1]:8443")
+    if not host:
+        raise ValueError("must name a host before the port")
+    return host, int(port)
+
+
+def _reachable(listener: str, default_port: int) -> str:
+    """The host and port under which a listener is reached from this machine."""
+    host, port = parse_listener(listener)
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 (compared, not bound)
+        host = "localhost"
+    if ":" in host:
+        host = f"[{host}]"
+    return host if port == default_port else f"{host}:{port}"

@@ -1,0 +1,1 @@
+"""Who may have which name, and which keys are good."""

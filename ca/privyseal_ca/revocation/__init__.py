@@ -1,0 +1,1 @@
+"""What is no longer to be trusted."""

@@ -1,0 +1,1 @@
+"""Tables, transactions and group commit (promises P2 and P3)."""

@@ -1,0 +1,1 @@
+"""The plain HTTP front: issuers, roots, health and metrics."""
