@@ -6,7 +6,7 @@ two alike. Unknown keys are errors. Times are seconds.
 
 import os
 import tomllib
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,14 +25,23 @@ ROOTS_FILE = "roots.pem"
 
 IPNetwork = IPv4Network | IPv6Network
 
-PRIVATE_NETWORKS = (
-    "10.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "127.0.0.0/8",
-    "100.64.0.0/10",
-    "fc00::/7",
-    "::1/128",
+
+def _networks(*texts: str) -> tuple[IPNetwork, ...]:
+    return tuple(ip_network(text) for text in texts)
+
+
+PRIVATE_NETWORKS = _networks(
+    "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "100.64.0.0/10", "fc00::/7", "::1/128"
+)
+# Cloud metadata services stand beside link-local: a certificate authority has no business there.
+NEVER_VALIDATED_NETWORKS = _networks(
+    "169.254.0.0/16",
+    "fe80::/10",
+    "100.100.100.200/32",
+    "fd00:ec2::254/128",
+    "0.0.0.0/8",
+    "224.0.0.0/4",
+    "ff00::/8",
 )
 SPECIAL_USE_SUFFIXES = (
     "internal",
@@ -53,9 +62,7 @@ class _Section(BaseModel):
 class ServerSettings(_Section):
     """Where the service listens and what it is called from outside."""
 
-    https: str = Field(
-        "127.0.0.1:8443", description="Address and port of the TLS listener: ACME under `/acme/`."
-    )
+    https: str = Field("127.0.0.1:8443", description="Address and port of the TLS listener: ACME under `/acme/`.")
     http: str = Field(
         "127.0.0.1:8080",
         description="Address and port of the plain listener: `/roots.pem`, `/issuers/`, `/metrics`, `/healthz`, `/readyz`.",
@@ -118,9 +125,7 @@ class DatabaseSettings(_Section):
         description="`sqlite:///FILE` (a relative FILE is in the home) or `postgresql://USER@HOST/NAME`. Empty: "
         "`sqlite:///privyseal.db`.",
     )
-    connections: int = Field(
-        4, ge=1, le=64, description="PostgreSQL connections for reading. SQLite needs one."
-    )
+    connections: int = Field(4, ge=1, le=64, description="PostgreSQL connections for reading. SQLite needs one.")
     queue: int = Field(
         4096,
         ge=16,
@@ -168,19 +173,11 @@ class ValidationSettings(_Section):
         (), description="DNS servers as `ADDRESS` or `ADDRESS:PORT`. The system's resolver when empty."
     )
     allowed_networks: tuple[IPNetwork, ...] = Field(
-        tuple(PRIVATE_NETWORKS),
-        description="Networks that validation may connect to.",  # type: ignore[arg-type]
+        PRIVATE_NETWORKS,
+        description="Networks that validation may connect to.",
     )
     denied_networks: tuple[IPNetwork, ...] = Field(
-        (
-            "169.254.0.0/16",
-            "fe80::/10",
-            "100.100.100.200/32",
-            "fd00:ec2::254/128",
-            "0.0.0.0/8",
-            "224.0.0.0/4",
-            "ff00::/8",
-        ),  # type: ignore[arg-type]
+        NEVER_VALIDATED_NETWORKS,
         description="Networks that validation never connects to, even when they are allowed: link-local, multicast and cloud "
         "metadata services.",
     )
@@ -188,9 +185,7 @@ class ValidationSettings(_Section):
         ("http-01", "dns-01", "tls-alpn-01", "dns-account-01"),
         description="Challenge types that are offered.",
     )
-    timeout: float = Field(
-        5, gt=0, le=60, description="How long one attempt may take, DNS and redirects included."
-    )
+    timeout: float = Field(5, gt=0, le=60, description="How long one attempt may take, DNS and redirects included.")
     attempts: int = Field(3, ge=1, le=10, description="Attempts before a validation fails.")
     retry_delay: float = Field(
         0.5, ge=0, le=60, description="Pause after the first failed attempt; it doubles each time."
@@ -204,9 +199,7 @@ class ValidationSettings(_Section):
         description="Validations that may wait before responses to challenges are refused.",
     )
     caa: bool = Field(False, description="Whether CAA records are checked (RFC 8659 and 8657).")
-    caa_identities: tuple[str, ...] = Field(
-        (), description="This authority's own domain names in CAA records."
-    )
+    caa_identities: tuple[str, ...] = Field((), description="This authority's own domain names in CAA records.")
 
     @field_validator("challenges")
     @classmethod
@@ -219,25 +212,19 @@ class ValidationSettings(_Section):
     @model_validator(mode="after")
     def _caa_has_identity(self) -> "ValidationSettings":
         if self.caa and not self.caa_identities:
-            raise ValueError(
-                "caa = true needs caa_identities, the names that CAA records give this authority"
-            )
+            raise ValueError("caa = true needs caa_identities, the names that CAA records give this authority")
         return self
 
 
 class AcmeSettings(_Section):
     """The ACME server (RFC 8555)."""
 
-    terms_of_service: str = Field(
-        "", description="URL of the terms; when set, new accounts must agree to them."
-    )
+    terms_of_service: str = Field("", description="URL of the terms; when set, new accounts must agree to them.")
     website: str = Field("", description="URL about this authority, shown in the directory.")
     external_account_required: bool = Field(
         False, description="Whether new accounts need an external account binding (`privyseal eab create`)."
     )
-    order_lifetime: int = Field(
-        7 * 86400, ge=300, le=30 * 86400, description="How long an order may stay unfinished."
-    )
+    order_lifetime: int = Field(7 * 86400, ge=300, le=30 * 86400, description="How long an order may stay unfinished.")
     authorization_lifetime: int = Field(
         86400,
         ge=60,
@@ -284,13 +271,11 @@ class PolicySettings(_Section):
         SPECIAL_USE_SUFFIXES, description="DNS suffixes and patterns that may be certified."
     )
     deny_dns: tuple[str, ...] = Field((), description="DNS suffixes and patterns that are refused.")
-    allow_single_labels: bool = Field(
-        True, description="Whether names of one label, such as `db1`, may be certified."
-    )
+    allow_single_labels: bool = Field(True, description="Whether names of one label, such as `db1`, may be certified.")
     allow_wildcards: bool = Field(True, description="Whether `*.` may stand before an allowed name.")
     allow_ip: tuple[IPNetwork, ...] = Field(
-        tuple(PRIVATE_NETWORKS),
-        description="Networks whose addresses may be certified.",  # type: ignore[arg-type]
+        PRIVATE_NETWORKS,
+        description="Networks whose addresses may be certified.",
     )
     deny_ip: tuple[IPNetwork, ...] = Field((), description="Networks whose addresses are refused.")
     allow_uri: tuple[str, ...] = Field((), description="URI prefixes that may be certified.")
@@ -324,9 +309,7 @@ class LogSettings(_Section):
     """What is logged, and how."""
 
     format: str = Field("json", pattern="^(json|text)$", description="`json` or `text`, on standard error.")
-    level: str = Field(
-        "info", pattern="^(debug|info|warning|error)$", description="Least severe event that is logged."
-    )
+    level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe event that is logged.")
 
 
 class Settings(BaseSettings):
@@ -342,16 +325,16 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(Path("~/.privyseal"), exclude=True)
-    server: ServerSettings = Field(default_factory=lambda: ServerSettings())
-    database: DatabaseSettings = Field(default_factory=lambda: DatabaseSettings())
-    hsm: HsmSettings = Field(default_factory=lambda: HsmSettings())
-    validation: ValidationSettings = Field(default_factory=lambda: ValidationSettings())
-    acme: AcmeSettings = Field(default_factory=lambda: AcmeSettings())
-    limits: LimitSettings = Field(default_factory=lambda: LimitSettings())
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    hsm: HsmSettings = Field(default_factory=HsmSettings)
+    validation: ValidationSettings = Field(default_factory=ValidationSettings)
+    acme: AcmeSettings = Field(default_factory=AcmeSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
     policy: dict[str, PolicySettings] = Field(default_factory=dict)
-    keys: KeyPolicySettings = Field(default_factory=lambda: KeyPolicySettings())
-    issuance: IssuanceSettings = Field(default_factory=lambda: IssuanceSettings())
-    log: LogSettings = Field(default_factory=lambda: LogSettings())
+    keys: KeyPolicySettings = Field(default_factory=KeyPolicySettings)
+    issuance: IssuanceSettings = Field(default_factory=IssuanceSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
 
     @field_validator("policy")
     @classmethod
