@@ -86,6 +86,14 @@ class ProfileRefusedError(PolicyError):
     """A profile that does not exist, or that does not fit what is asked of it."""
 
 
+class AlreadyRevokedError(PolicyError):
+    """The certificate was revoked before."""
+
+
+class RevocationReasonError(PolicyError):
+    """A CRLReason (RFC 5280 section 5.3.1) that the requester may not give."""
+
+
 class LintError(PrivySealError):
     """A certificate that would break a rule was stopped before it was signed."""
 

@@ -1,0 +1,209 @@
+"""What differs between SQLite and PostgreSQL, all of it."""
+
+import fcntl
+import os
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import psycopg
+from sqlalchemy.dialects.postgresql import psycopg as postgresql_dialect
+from sqlalchemy.dialects.sqlite import pysqlite as sqlite_dialect
+from sqlalchemy.engine import Dialect
+
+from privyseal_ca.errors import ConfigurationError, StoreConflictError, StoreError, StoreUnavailableError
+
+# One writing service per database: the key of PostgreSQL's advisory lock, "privyse" in ASCII.
+_SERVICE_LOCK = 0x70726976797365
+
+
+class Backend(Protocol):
+    """A database engine."""
+
+    dialect: Dialect
+    #: Whether statements are so short that they run on the event loop's own thread. Commits that wait for the disk do not.
+    inline: bool
+    #: Begins a writing transaction; an inline backend does not wait for another process's lock with it.
+    begin: str
+    #: The errors of the driver.
+    errors: type[Exception]
+
+    def connect(self, *, writing: bool) -> Any:
+        """A DB-API connection in autocommit mode: transactions are begun and ended by statements."""
+        ...
+
+    def begin_patiently(self, connection: Any) -> None:
+        """Begin a writing transaction, waiting for another process's lock up to the time limit."""
+        ...
+
+    def is_busy(self, error: Exception) -> bool:
+        """Whether ``error`` says that another process holds the lock that was wanted."""
+        ...
+
+    def translate(self, error: Exception) -> StoreError:
+        """``error`` of the driver as one of ours, without the values of the statement."""
+        ...
+
+    def lock_service(self) -> Any:
+        """Claim the database for one service until the result is closed.
+
+        Raises:
+            StoreUnavailableError: another service has it.
+        """
+        ...
+
+
+class SqliteBackend:
+    """SQLite in WAL mode. ``durable`` commits survive power loss, others only the end of the process."""
+
+    inline = True
+    begin = "BEGIN IMMEDIATE"
+    errors = sqlite3.Error
+
+    def __init__(self, path: Path, *, durable: bool, timeout: float) -> None:
+        self.dialect = sqlite_dialect.dialect(paramstyle="named")
+        self._timeout = timeout
+        self._path = path
+        self._durable = durable
+
+    def connect(self, *, writing: bool) -> sqlite3.Connection:
+        """Open the file; a writing connection creates it, readable by its owner only."""
+        try:
+            if writing and not self._path.exists():
+                os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+            connection = sqlite3.connect(
+                self._path.absolute().as_uri() + ("" if writing else "?mode=ro"),
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=self._timeout,
+                cached_statements=512,
+            )
+            if writing:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+                connection.execute("PRAGMA foreign_keys = ON")
+                connection.execute("PRAGMA busy_timeout = 0")
+            connection.execute("PRAGMA cache_size = -16384")
+        except (OSError, sqlite3.Error) as error:
+            raise StoreUnavailableError(
+                f"The database {self._path} cannot be opened: {error}.",
+                hint="Check that the file, its folder and the disk are readable and writable.",
+            ) from error
+        return connection
+
+    def begin_patiently(self, connection: sqlite3.Connection) -> None:
+        """Begin with SQLite's busy timeout raised for this once."""
+        connection.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
+        try:
+            connection.execute(self.begin)
+        finally:
+            connection.execute("PRAGMA busy_timeout = 0")
+
+    def is_busy(self, error: Exception) -> bool:
+        """SQLITE_BUSY in any of its forms."""
+        return isinstance(error, sqlite3.OperationalError) and (error.sqlite_errorcode & 0xFF) == sqlite3.SQLITE_BUSY
+
+    def translate(self, error: Exception) -> StoreError:
+        """Constraint failures are conflicts; everything else means the database is not usable now."""
+        if isinstance(error, sqlite3.IntegrityError):
+            return StoreConflictError(f"The database refused a change: {error}.")
+        return StoreUnavailableError(
+            f"The database {self._path} did not answer as it should: {error}.",
+            hint="Try again; `privyseal doctor` says more.",
+        )
+
+    def lock_service(self) -> Any:
+        """A lock on a file beside the database; it ends with the process whatever happens to it."""
+        handle = self._path.with_name(self._path.name + "-service").open("w")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.close()
+            raise StoreUnavailableError(
+                f"Another privyseal service already uses {self._path}.", hint="Stop it first, or use another home."
+            ) from error
+        return handle
+
+
+class PostgresqlBackend:
+    """PostgreSQL through psycopg."""
+
+    inline = False
+    begin = "BEGIN"
+    errors = psycopg.Error
+
+    def __init__(self, url: str, *, timeout: float) -> None:
+        self.dialect = postgresql_dialect.dialect()  # type: ignore[no-untyped-call]
+        self._timeout = timeout
+        self._url = url
+
+    def connect(self, *, writing: bool) -> "psycopg.Connection[Any]":
+        """Connect within the time limit, with statement and lock time limits set in the server."""
+        limit = int(self._timeout * 1000)
+        try:
+            connection = psycopg.connect(
+                self._url,
+                autocommit=True,
+                connect_timeout=max(2, int(self._timeout)),
+                options=f"-c statement_timeout={limit} -c lock_timeout={limit} -c idle_in_transaction_session_timeout={limit}",
+                application_name="privyseal",
+            )
+            if not writing:
+                connection.execute("SET default_transaction_read_only = on")
+        except psycopg.Error as error:
+            raise StoreUnavailableError(
+                f"PostgreSQL cannot be reached: {_first_line(error)}.", hint="Check database.url and the server."
+            ) from error
+        return connection
+
+    def begin_patiently(self, connection: Any) -> None:
+        """Begin; locks wait in the server, bounded by the connection's lock_timeout."""
+        connection.execute(self.begin)
+
+    def is_busy(self, error: Exception) -> bool:
+        """Never: waiting happens in the writer's thread, bounded by lock_timeout."""
+        del error
+        return False
+
+    def translate(self, error: Exception) -> StoreError:
+        """Integrity errors are conflicts; everything else means the database is not usable now."""
+        if isinstance(error, psycopg.IntegrityError):
+            return StoreConflictError(f"The database refused a change: {_first_line(error)}.")
+        return StoreUnavailableError(
+            f"PostgreSQL did not answer as it should: {_first_line(error)}.",
+            hint="Try again; `privyseal doctor` says more.",
+        )
+
+    def lock_service(self) -> Any:
+        """An advisory lock on a connection of its own."""
+        connection = self.connect(writing=True)
+        row = connection.execute("SELECT pg_try_advisory_lock(%s)", (_SERVICE_LOCK,)).fetchone()
+        if row is None or not row[0]:
+            with suppress(psycopg.Error):
+                connection.close()
+            raise StoreUnavailableError(
+                "Another privyseal service already uses this database.", hint="Stop it first, or use another database."
+            )
+        return connection
+
+
+def _first_line(error: Exception) -> str:
+    """The server's first line: later ones (DETAIL) repeat the values of the statement."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def backend_for(url: str, *, durable: bool, timeout: float) -> SqliteBackend | PostgresqlBackend:
+    """The backend that ``url`` names.
+
+    Raises:
+        ConfigurationError: neither ``sqlite:///FILE`` nor ``postgresql://``.
+    """
+    if url.startswith("sqlite:///"):
+        return SqliteBackend(Path(url.removeprefix("sqlite:///")), durable=durable, timeout=timeout)
+    if url.startswith("postgresql://"):
+        return PostgresqlBackend(url, timeout=timeout)
+    raise ConfigurationError(
+        "database.url is neither sqlite:///FILE nor postgresql://USER@HOST/NAME.", hint="Mend database.url."
+    )

@@ -1,0 +1,258 @@
+"""Units of work and the one writer that groups them (DESIGN section 4, promise P3).
+
+A unit of work is a plain function of a :class:`Transaction`. Units that arrive while a commit is under way are run
+together in the next transaction, each in a savepoint of its own, so that the cost of one durable commit is shared and
+the failure of one unit spoils no other. ``write`` returns only after the commit is durable.
+
+With SQLite the statements, microseconds each, run on the event loop's thread and only the commit, which waits for the
+disk, runs on the writer's thread: one hop for a whole group. With PostgreSQL the group runs on the writer's thread.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from privyseal_ca.errors import StoreError, StoreUnavailableError
+from privyseal_ca.store.backends import Backend
+from privyseal_ca.store.statement import Transaction
+
+T = TypeVar("T")
+Unit = Callable[[Transaction], T]
+
+_GROUP = 256
+
+
+class _Pending:
+    """A unit that waits, then its outcome."""
+
+    __slots__ = ("error", "future", "unit", "value")
+
+    def __init__(self, unit: Unit[Any], future: "asyncio.Future[Any]") -> None:
+        self.unit = unit
+        self.future = future
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def settle(self) -> None:
+        """Hand the outcome to whoever waits."""
+        if self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(self.value)
+        else:
+            self.future.set_exception(self.error)
+
+
+class Store:
+    """One database as seen by one process. Belongs to the event loop it was opened on."""
+
+    def __init__(self, backend: Backend, *, queue: int, readers: int = 1, group_commit: bool = True) -> None:
+        self._backend = backend
+        self._limit = queue
+        self._group_commit = group_commit
+        self._waiting: deque[_Pending] = deque()
+        self._closing = False
+        self._writer: Any = None
+        self._reader: Any = None
+        self._reader_local = threading.local()
+        self._readers = readers
+        self._reader_pool: ThreadPoolExecutor | None = None
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._idle = asyncio.Event()
+        self._idle.set()
+        #: Whether the last use of the database went well; readiness is derived from it.
+        self.available = False
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._writer = self._backend.connect(writing=True)
+        if self._backend.inline:
+            self._reader = self._backend.connect(writing=False)
+        else:
+            self._reader_pool = ThreadPoolExecutor(self._readers, thread_name_prefix="store-reader")
+        self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
+        self._thread.start()
+        self.available = True
+
+    async def close(self) -> None:
+        """Finish what waits, then disconnect."""
+        self._closing = True
+        await self._idle.wait()
+        if self._thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(self._thread.join)
+        if self._reader_pool is not None:
+            await asyncio.to_thread(self._reader_pool.shutdown)
+        for connection in (self._writer, self._reader):
+            if connection is not None:
+                with suppress(self._backend.errors):
+                    connection.close()
+        self.available = False
+
+    async def write(self, unit: Unit[T]) -> T:
+        """Run ``unit`` in a transaction and give its result once that is durable.
+
+        The unit may be run only once and must not wait for anything. An exception from it undoes the unit and is raised here.
+
+        Raises:
+            StoreConflictError: a constraint refused the unit.
+            StoreUnavailableError: the queue is full, or the database failed. After a failed commit the unit may
+                still turn out to be stored: callers that cannot bear this look before they try again.
+        """
+        if self._closing:
+            raise StoreUnavailableError("The service is stopping.", hint="Try again in a moment.")
+        if len(self._waiting) >= self._limit:
+            raise StoreUnavailableError("Too many changes wait for the database.", hint="Try again in a moment.")
+        pending = _Pending(unit, self._loop.create_future())
+        self._waiting.append(pending)
+        if self._idle.is_set():
+            self._idle.clear()
+            if self._group_commit:
+                # Units of requests that are handled in the same turn of the loop join the group.
+                self._loop.call_soon(self._start_group)
+            else:
+                self._start_group()
+        result: T = await pending.future
+        return result
+
+    async def read(self, unit: Unit[T]) -> T:
+        """Run ``unit``, which must only read, and give its result. It sees everything that ``write`` has returned for.
+
+        Raises:
+            StoreUnavailableError: the database failed.
+        """
+        if self._reader_pool is None:
+            return self._read(self._reader, unit)
+        return await self._loop.run_in_executor(self._reader_pool, self._read_pooled, unit)
+
+    def _read(self, connection: Any, unit: Unit[T]) -> T:
+        try:
+            cursor = connection.cursor()
+            cursor.execute("BEGIN")
+            try:
+                return unit(Transaction(cursor, self._backend.dialect))
+            finally:
+                cursor.execute("COMMIT")
+        except self._backend.errors as error:
+            with suppress(self._backend.errors):
+                connection.rollback()
+            raise self._failure(error) from error
+
+    def _read_pooled(self, unit: Unit[T]) -> T:
+        connection = getattr(self._reader_local, "connection", None)
+        if connection is None or connection.closed:
+            connection = self._reader_local.connection = self._backend.connect(writing=False)
+        return self._read(connection, unit)
+
+    # The writer. `_start_group` and `_finish_group` run on the loop, jobs on the writer's thread; a group is in exactly
+    # one of them at a time, so the writing connection is never used by two threads at once.
+
+    def _start_group(self) -> None:
+        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _GROUP))]
+        if not self._backend.inline or self._writer is None:
+            self._jobs.put(lambda: self._run_group(group, begun=False))
+            return
+        try:
+            self._writer.execute(self._backend.begin)
+        except self._backend.errors as error:
+            if not self._backend.is_busy(error):
+                self._fail(group, self._failure(error))
+                self._finish_group(group)
+                return
+            # Another process writes: wait for it on the writer's thread, not on the loop.
+            self._jobs.put(lambda: self._run_group(group, begun=False))
+            return
+        try:
+            self._apply(group)
+            if self._group_commit:
+                self._jobs.put(lambda: self._run_group(group, begun=True))
+                return
+            self._writer.execute("COMMIT")
+            self.available = True
+        except self._backend.errors as error:
+            self._abandon(group, error)
+        self._finish_group(group)
+
+    def _run_group(self, group: Sequence[_Pending], *, begun: bool) -> None:
+        try:
+            if not begun:
+                if self._writer is None:
+                    self._writer = self._backend.connect(writing=True)
+                self._backend.begin_patiently(self._writer)
+                self._apply(group)
+            self._writer.execute("COMMIT")
+            self.available = True
+        except self._backend.errors as error:
+            self._abandon(group, error)
+        except StoreError as error:
+            self._fail(group, error)
+        self._loop.call_soon_threadsafe(self._finish_group, group)
+
+    def _finish_group(self, group: Sequence[_Pending]) -> None:
+        for pending in group:
+            pending.settle()
+        if self._waiting:
+            self._start_group()
+        else:
+            self._idle.set()
+
+    def _apply(self, group: Sequence[_Pending]) -> None:
+        """Run each unit of ``group``, in a savepoint unless it is alone."""
+        cursor = self._writer.cursor()
+        transaction = Transaction(cursor, self._backend.dialect)
+        alone = len(group) == 1
+        for pending in group:
+            if not alone:
+                cursor.execute("SAVEPOINT unit")
+            try:
+                pending.value = pending.unit(transaction)
+            except self._backend.errors as error:
+                pending.error = self._failure(error)
+            except Exception as error:  # noqa: BLE001 (handed to the caller of write)
+                pending.error = error
+            if pending.error is not None:
+                cursor.execute("ROLLBACK" if alone else "ROLLBACK TO SAVEPOINT unit")
+                if alone:
+                    cursor.execute(self._backend.begin)
+            if not alone:
+                cursor.execute("RELEASE SAVEPOINT unit")
+
+    def _abandon(self, group: Sequence[_Pending], error: Exception) -> None:
+        """The transaction failed as a whole: nobody is told of success, and the connection starts afresh."""
+        failure = self._failure(error)
+        self._fail(group, failure)
+        with suppress(self._backend.errors):
+            self._writer.close()
+        self._writer = None
+        try:
+            self._writer = self._backend.connect(writing=True)
+        except StoreError:
+            # The next group connects again; until then nothing is lost but this group, which was told.
+            self.available = False
+
+    def _fail(self, group: Sequence[_Pending], error: StoreError) -> None:
+        for pending in group:
+            pending.error = error
+
+    def _failure(self, error: Exception) -> StoreError:
+        failure = self._backend.translate(error)
+        if isinstance(failure, StoreUnavailableError):
+            self.available = False
+        return failure
+
+    def _work(self) -> None:
+        """The writer's thread."""
+        while (job := self._jobs.get()) is not None:
+            job()

@@ -1,0 +1,65 @@
+"""Bringing a database to the newest schema."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from privyseal_ca.errors import StoreUnavailableError
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+def migrate(url: str) -> None:
+    """Create or upgrade the schema of the database at ``url``. Safe to run again.
+
+    Raises:
+        StoreUnavailableError: the database cannot be reached or changed, or is newer than this program.
+    """
+    engine = _engine(url)
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except SQLAlchemyError as error:
+        raise StoreUnavailableError(
+            f"The database's schema cannot be brought up to date: {str(error).splitlines()[0]}.",
+            hint="Check that the database can be reached and written, then try again.",
+        ) from error
+    finally:
+        engine.dispose()
+
+
+def schema_is_current(url: str) -> bool:
+    """Whether the database at ``url`` has the newest schema.
+
+    Raises:
+        StoreUnavailableError: the database cannot be reached.
+    """
+    engine = _engine(url)
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    try:
+        with engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_heads()
+    except SQLAlchemyError as error:
+        raise StoreUnavailableError(
+            f"The database cannot be read: {str(error).splitlines()[0]}.", hint="Check database.url and the server."
+        ) from error
+    finally:
+        engine.dispose()
+    return set(current) == set(ScriptDirectory.from_config(config).get_heads())
+
+
+def _engine(url: str) -> Engine:
+    if url.startswith("postgresql://"):
+        url = "postgresql+psycopg://" + url.removeprefix("postgresql://")
+    return create_engine(url, poolclass=NullPool, hide_parameters=True)

@@ -1,0 +1,134 @@
+"""The authority's tables.
+
+Columns hold integers (times are seconds since the epoch), text and bytes only: see :mod:`privyseal_ca.store.statement`.
+Structured values are JSON text.
+"""
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Text
+from sqlmodel import Field, SQLModel
+
+#: An integer of 64 bits that SQLite can use as its row id.
+_ROW_ID = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class LedgerHead(SQLModel, table=True):
+    """The size of the ledger: one row, whose lock orders writers (promise P3)."""
+
+    __tablename__ = "ledger_head"
+
+    id: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    size: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
+class LedgerEntry(SQLModel, table=True):
+    """One leaf of the ledger. Never changed, never removed."""
+
+    __tablename__ = "ledger_entry"
+
+    idx: int = Field(sa_column=Column(_ROW_ID, primary_key=True, autoincrement=False))
+    leaf_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    entry: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class Issuer(SQLModel, table=True):
+    """A CA key: the root or an issuing intermediate. ``id`` is the hex of its subject key identifier."""
+
+    __tablename__ = "issuer"
+
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    name: str = Field(sa_column=Column(Text, nullable=False, unique=True))
+    #: ``root``; or ``pending`` (waits for its certificate), ``active``, ``retired``.
+    state: str = Field(sa_column=Column(Text, nullable=False))
+    key_uri: str = Field(sa_column=Column(Text, nullable=False))
+    algorithm: str = Field(sa_column=Column(Text, nullable=False))
+    #: The attributes read back from the token when the key was made (promise P1), as JSON.
+    attestation: str = Field(sa_column=Column(Text, nullable=False))
+    csr: bytes | None = Field(sa_column=Column(LargeBinary))
+    #: Lower is preferred when a profile names no issuer.
+    preference: int = Field(sa_column=Column(Integer, nullable=False))
+    created: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
+class IssuerChain(SQLModel, table=True):
+    """A chain for an issuer: its certificate, then those above it up to the root. Position 0 is the default."""
+
+    __tablename__ = "issuer_chain"
+
+    issuer_id: str = Field(sa_column=Column(Text, primary_key=True))
+    position: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    pem: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class Intent(SQLModel, table=True):
+    """An issuance between its durable intent and its end (promise P2). Rows here after a start are unfinished."""
+
+    __tablename__ = "intent"
+
+    serial: str = Field(sa_column=Column(Text, primary_key=True))
+    issuer_id: str = Field(sa_column=Column(Text, nullable=False))
+    tbs_sha256: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    not_after: int = Field(sa_column=Column(BigInteger, nullable=False))
+    requester: str = Field(sa_column=Column(Text, nullable=False))
+    correlation: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class Certificate(SQLModel, table=True):
+    """An issued certificate. ``serial`` is 32 lower-case hex digits."""
+
+    __tablename__ = "certificate"
+
+    serial: str = Field(sa_column=Column(Text, primary_key=True))
+    issuer_id: str = Field(sa_column=Column(Text, nullable=False))
+    profile: str = Field(sa_column=Column(Text, nullable=False))
+    #: Who it was issued to: ``account:ID`` or ``service``.
+    requester: str = Field(sa_column=Column(Text, nullable=False))
+    #: Its names, each as ``type:value``, as a JSON list.
+    names: str = Field(sa_column=Column(Text, nullable=False))
+    not_before: int = Field(sa_column=Column(BigInteger, nullable=False))
+    not_after: int = Field(sa_column=Column(BigInteger, nullable=False))
+    spki_sha256: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    ledger_index: int = Field(sa_column=Column(BigInteger, nullable=False))
+    der: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+    __table_args__ = (Index("ix_certificate_requester", "requester"),)
+
+
+class Revocation(SQLModel, table=True):
+    """A serial that is no longer to be trusted, whether or not a certificate with it was ever handed out (P4)."""
+
+    __tablename__ = "revocation"
+
+    issuer_id: str = Field(sa_column=Column(Text, primary_key=True))
+    serial: str = Field(sa_column=Column(Text, primary_key=True))
+    revoked_at: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: CRLReason (RFC 5280 section 5.3.1), or NULL when none was given.
+    reason: int | None = Field(sa_column=Column(Integer))
+    not_after: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
+class BlockedKey(SQLModel, table=True):
+    """A public key that is never certified again, as the SHA-256 of its SubjectPublicKeyInfo."""
+
+    __tablename__ = "blocked_key"
+
+    spki_sha256: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+    created: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
+class Secret(SQLModel, table=True):
+    """A secret of the service itself, wrapped by a key in the token (promise P10)."""
+
+    __tablename__ = "secret"
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    wrapped: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class Fact(SQLModel, table=True):
+    """A named fact about this authority, such as the URI of its wrapping key."""
+
+    __tablename__ = "fact"
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    value: str = Field(sa_column=Column(Text, nullable=False))
