@@ -21,13 +21,25 @@ _SERVICE_LOCK = 0x70726976797365
 class Backend(Protocol):
     """A database engine."""
 
-    dialect: Dialect
-    #: Whether statements are so short that they run on the event loop's own thread. Commits that wait for the disk do not.
-    inline: bool
-    #: Begins a writing transaction; an inline backend does not wait for another process's lock with it.
-    begin: str
-    #: The errors of the driver.
-    errors: type[Exception]
+    @property
+    def dialect(self) -> Dialect:
+        """What SQLAlchemy writes SQL for."""
+        ...
+
+    @property
+    def inline(self) -> bool:
+        """Whether statements are so short that they run on the event loop's own thread."""
+        ...
+
+    @property
+    def begin(self) -> str:
+        """Begins a writing transaction; an inline backend does not wait for another process's lock with it."""
+        ...
+
+    @property
+    def errors(self) -> type[Exception]:
+        """The errors of the driver."""
+        ...
 
     def connect(self, *, writing: bool) -> Any:
         """A DB-API connection in autocommit mode: transactions are begun and ended by statements."""

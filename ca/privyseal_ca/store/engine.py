@@ -86,6 +86,14 @@ class Store:
         self._thread.start()
         self.available = True
 
+    def lock_service(self) -> Any:
+        """Claim the database for this service until the result is closed.
+
+        Raises:
+            StoreUnavailableError: another service has it.
+        """
+        return self._backend.lock_service()
+
     async def close(self) -> None:
         """Finish what waits, then disconnect."""
         self._closing = True

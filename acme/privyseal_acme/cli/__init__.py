@@ -1,0 +1,27 @@
+"""``privyseal``: the authority's commands and those of the ACME server."""
+
+from privyseal_ca.cli.frame import Deferred, Root
+
+_COMMANDS = {
+    "account": Deferred("privyseal_acme.cli.accounts", "account", "List, show and deactivate ACME accounts."),
+    "cert": Deferred("privyseal_ca.cli.certificates", "cert", "List, show and revoke certificates."),
+    "config": Deferred("privyseal_ca.cli.configuration", "config", "Show settings and what they mean."),
+    "doctor": Deferred("privyseal_ca.cli.diagnosis", "doctor", "Check a home and say what to do."),
+    "eab": Deferred("privyseal_acme.cli.eab", "eab", "Create, list and revoke keys that bind ACME accounts."),
+    "init": Deferred(
+        "privyseal_ca.cli.init", "init", "Hold the key ceremony: make a root, an intermediate and this home."
+    ),
+    "issuer": Deferred("privyseal_ca.cli.issuers", "issuer", "List, create, certify and retire issuing CAs."),
+    "ledger": Deferred("privyseal_ca.cli.ledger", "ledger", "Show and verify the ledger."),
+    "profile": Deferred("privyseal_ca.cli.profiles", "profile", "List and show certificate profiles."),
+    "serve": Deferred("privyseal_acme.cli.serve", "serve", "Run the service."),
+    "status": Deferred("privyseal_ca.cli.status", "status", "Show the state of this authority."),
+    "version": Deferred("privyseal_ca.cli.version", "version", "Show the version of this program."),
+}
+
+cli = Root("privyseal", deferred=_COMMANDS, help="An internal certificate authority with an ACME server.")
+
+
+def main() -> None:
+    """Run the command line; ends the process with its exit code."""
+    cli(prog_name="privyseal")

@@ -1,0 +1,147 @@
+"""``privyseal eab``: keys for external account binding."""
+
+from typing import Any
+
+import click
+
+from privyseal_acme.cli.listing import every
+from privyseal_acme.flow.eab import EabKeys, Narrowing, NewEabKey
+from privyseal_acme.store.eab import EabKeyRow, list_eab_keys
+from privyseal_ca.ceremony.keys import WRAPPING_KEY_FACT
+from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
+from privyseal_ca.cli.home import opened_hsm, opened_store, run, settings_of, surroundings_of
+from privyseal_ca.cli.text import Duration, table, when
+from privyseal_ca.config import Settings
+from privyseal_ca.errors import ConfigurationError
+from privyseal_ca.store.engine import Store
+from privyseal_ca.store.issuers import find_fact
+
+
+@click.group("eab", cls=Group)
+def eab() -> None:
+    """Create, list and revoke keys that bind ACME accounts."""
+
+
+@eab.command("create")
+@click.option("--policy", default="default", show_default=True, help="Policy of the accounts that the key binds.")
+@click.option("--allow-dns", multiple=True, metavar="SUFFIX", help="Only DNS names in this suffix. Repeatable.")
+@click.option("--allow-ip", multiple=True, metavar="NETWORK", help="Only addresses in this network. Repeatable.")
+@click.option("--allow-uri", multiple=True, metavar="PREFIX", help="Only URIs with this prefix. Repeatable.")
+@click.option("--expires", type=Duration(), metavar="DURATION", help="How long it can be used, such as 30d or 12h.")
+@click.option("--uses", type=click.IntRange(min=1), metavar="N", help="How many accounts it binds. Default: any number.")
+@click.option("--single-use", is_flag=True, help="The same as --uses 1.")
+@click.option("--label", default="", help="What people call it.")
+@pass_invocation
+def create(invocation: Invocation, **options: Any) -> None:
+    """Create a key and show its secret, this once.
+
+    As soon as one --allow option is given, names of the other types are refused.
+    """
+    if options["single_use"] and options["uses"] is not None:
+        raise click.UsageError("--single-use and --uses exclude each other.")
+    settings = settings_of(invocation)
+    made = run(_create(invocation, settings, options))
+    directory = f"{settings.server.public_https}/acme/directory"
+    invocation.result(
+        {**_document(made.row), "hmac_key": made.hmac_key, "directory": directory},
+        f"kid       {made.row.kid}\n"
+        f"hmac key  {made.hmac_key}\n\n"
+        f"certbot register --server {directory} --eab-kid {made.row.kid} --eab-hmac-key {made.hmac_key}\n\n"
+        "The secret is not shown again.",
+    )
+
+
+async def _create(invocation: Invocation, settings: Settings, options: dict[str, Any]) -> NewEabKey:
+    async with opened_store(settings) as store, opened_hsm(settings) as hsm:
+        uri = await store.read(lambda tx: find_fact(tx, WRAPPING_KEY_FACT))
+        if uri is None:
+            raise ConfigurationError("This authority has no wrapping key.", hint="Run `privyseal doctor`.")
+        return await _keys(invocation, settings, store).create(
+            await hsm.open_wrapping_key(uri),
+            policy=options["policy"],
+            narrowing=Narrowing(options["allow_dns"], options["allow_ip"], options["allow_uri"]),
+            label=options["label"],
+            lifetime=options["expires"],
+            max_uses=1 if options["single_use"] else options["uses"],
+        )
+
+
+@eab.command("list")
+@pass_invocation
+def list_keys(invocation: Invocation) -> None:
+    """List the keys, without their secrets."""
+
+    async def work() -> list[EabKeyRow]:
+        async with opened_store(settings_of(invocation)) as store:
+            return await every(store, list_eab_keys, lambda row: row.kid)
+
+    rows = run(work())
+    now = surroundings_of(invocation).clock.now()
+    invocation.result(
+        [_document(row) for row in rows],
+        table(
+            ("KID", "STATE", "POLICY", "USES", "EXPIRES", "LABEL"),
+            [
+                (
+                    row.kid,
+                    _state(row, now),
+                    row.policy,
+                    f"{row.uses}/{'any' if row.max_uses is None else row.max_uses}",
+                    when(row.expires),
+                    row.label,
+                )
+                for row in rows
+            ],
+        ),
+    )
+
+
+@eab.command("revoke")
+@click.argument("kid")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_invocation
+def revoke(invocation: Invocation, kid: str, yes: bool) -> None:  # noqa: FBT001 (an option)
+    """Make a key unusable. Accounts that it bound stay."""
+    invocation.confirm(f"Revoke the key {kid}?", yes=yes)
+    settings = settings_of(invocation)
+
+    async def work() -> None:
+        async with opened_store(settings) as store:
+            await _keys(invocation, settings, store).revoke(kid)
+
+    run(work())
+    invocation.result({"kid": kid, "revoked": True}, f"The key {kid} is revoked.")
+
+
+def _keys(invocation: Invocation, settings: Settings, store: Store) -> EabKeys:
+    surroundings = surroundings_of(invocation)
+    return EabKeys(
+        store=store,
+        clock=surroundings.clock,
+        random_bytes=surroundings.random_bytes,
+        policies=settings.policy,
+        actor=surroundings.actor,
+        correlation=surroundings.correlation,
+    )
+
+
+def _state(row: EabKeyRow, now: float) -> str:
+    if row.revoked is not None:
+        return "revoked"
+    if row.expires is not None and row.expires <= now:
+        return "expired"
+    return "used up" if row.max_uses is not None and row.uses >= row.max_uses else "usable"
+
+
+def _document(row: EabKeyRow) -> dict[str, Any]:
+    return {
+        "kid": row.kid,
+        "label": row.label,
+        "policy": row.policy,
+        "narrowing": row.narrowing,
+        "uses": row.uses,
+        "max_uses": row.max_uses,
+        "created": when(row.created),
+        "expires": when(row.expires),
+        "revoked": when(row.revoked),
+    }

@@ -1,0 +1,160 @@
+"""Certificates: download, revocation and renewal information (RFC 8555 sections 7.4.2 and 7.6, RFC 9773)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from privyseal_acme.flow.context import Context
+from privyseal_acme.protocol.ari import parse_certificate_id
+from privyseal_acme.protocol.encoding import decode
+from privyseal_acme.protocol.keys import AccountKey
+from privyseal_acme.protocol.messages import RevokeCert
+from privyseal_acme.protocol.problems import malformed, unauthorized
+from privyseal_acme.store import authorizations
+from privyseal_acme.store.accounts import AccountRow
+from privyseal_ca.clock import rfc3339
+from privyseal_ca.issuance.record import serial_text
+from privyseal_ca.revocation.revoke import SUBSCRIBER_REASONS, revoke_certificate
+from privyseal_ca.store.certificates import (
+    CertificateRow,
+    find_certificate,
+    find_der,
+    find_revocation,
+)
+from privyseal_ca.store.statement import Transaction
+
+_MAX_CERTIFICATE = 65_536
+_TEN_DAYS = 10 * 86400
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A certificate with one of its chains."""
+
+    pem: str
+    #: How many chains there are.
+    count: int
+
+
+class CertificateFlow:
+    """What can be done with certificates."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def chain(self, account: AccountRow, serial: str, index: int) -> Chain:
+        """The certificate with its chain at ``index`` as PEM.
+
+        Raises:
+            Problem: malformed with status 404 when there is none, unauthorized when it is another account's.
+        """
+        found = await self._context.store.read(lambda tx: find_der(tx, serial))
+        if found is None:
+            raise malformed("There is no such certificate.", status=404)
+        der, issuer_id, requester = found
+        if requester != account.actor:
+            raise unauthorized("The certificate belongs to another account.")
+        issuer = self._context.authority.issuers.get(issuer_id)
+        if issuer is None:
+            raise malformed("The issuer of the certificate is not in use any more.", status=404)
+        if index >= len(issuer.chains):
+            raise malformed("The certificate has no such chain.", status=404)
+        return Chain(issuer.chain_for(der, index), len(issuer.chains))
+
+    async def revoke(
+        self, message: RevokeCert, *, account: AccountRow | None, key: AccountKey | None, correlation: str
+    ) -> None:
+        """revokeCert by the account that it was issued to, by one that holds all its names, or by its key (section 7.6)."""
+        context = self._context
+        certificate, der = _parse_certificate(message.certificate)
+        now = context.clock.now()
+        if account is not None:
+            actor = account.actor
+        else:
+            spki = certificate.public_key().public_bytes(
+                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+            if key is None or key.spki_der != spki:
+                raise unauthorized("The key that signed the request is not the certificate's.")
+            actor = "certificate-key"
+
+        def unit(transaction: Transaction) -> None:
+            row = find_certificate(transaction, serial_text(certificate.serial_number))
+            if row is None or row.der != der:
+                raise malformed("The certificate was not issued here.", status=404)
+            if account is not None and row.requester != account.actor:
+                _check_holds_names(transaction, account, row, int(now))
+            revoke_certificate(
+                transaction,
+                row,
+                reason=message.reason,
+                allowed_reasons=SUBSCRIBER_REASONS,
+                actor=actor,
+                correlation=correlation,
+                now=now,
+            )
+
+        await context.store.write(unit)
+        context.metrics.revoked.inc()
+
+    async def renewal_info(self, certificate_id: str) -> tuple[dict[str, Any], int]:
+        """When to renew (RFC 9773 section 4.2), and how many seconds until asking again.
+
+        The window lies around two thirds of the lifetime, or half of it for lifetimes under ten days, shifted by the serial
+        so that certificates of the same minute do not renew in the same minute. A revoked certificate's has passed.
+        """
+        key_id, serial = parse_certificate_id(certificate_id)
+        text = serial_text(serial)
+
+        def unit(transaction: Transaction) -> tuple[CertificateRow | None, bool]:
+            row = find_certificate(transaction, text)
+            return row, row is not None and find_revocation(transaction, row.issuer_id, text) is not None
+
+        row, revoked = await self._context.store.read(unit)
+        if row is None or row.issuer_id != key_id.hex():
+            raise malformed("The certificate was not issued here.", status=404)
+        now = self._context.clock.now()
+        lifetime = row.not_after - row.not_before
+        if revoked:
+            start, end = int(now) - 3600, int(now) - 60
+        else:
+            share = 0.5 if lifetime < _TEN_DAYS else 2 / 3
+            width = max(2, lifetime // 12)
+            shift = serial % 1009 / 1009 * width
+            start = int(row.not_before + lifetime * share - width + shift)
+            end = start + width
+        document = {"suggestedWindow": {"start": rfc3339(start), "end": rfc3339(end)}}
+        return document, int(min(21_600, max(60, lifetime // 24)))
+
+
+def _parse_certificate(text: str) -> tuple[x509.Certificate, bytes]:
+    try:
+        der = decode(text)
+        if len(der) > _MAX_CERTIFICATE:
+            raise ValueError("too long")
+        return x509.load_der_x509_certificate(der), der
+    except ValueError:
+        raise malformed("The certificate is not DER in base64url.") from None
+
+
+def _check_holds_names(transaction: Transaction, account: AccountRow, row: CertificateRow, now: int) -> None:
+    """The account must hold a valid authorization for every name (section 7.6)."""
+    for text in orjson.loads(row.names):
+        kind, _, value = text.partition(":")
+        wildcard = value.startswith("*.")
+        held = authorizations.find_usable(
+            transaction,
+            account.id,
+            identifier_type=kind,
+            value=value.removeprefix("*."),
+            wildcard=wildcard,
+            until=now,
+            only_reusable=False,
+        )
+        if held is None:
+            raise unauthorized(
+                "The account neither ordered the certificate nor holds authorizations for all its names."
+            )

@@ -1,0 +1,254 @@
+"""Finalize (RFC 8555 section 7.4) and the work behind it: from a ready order to a certificate, whatever is away meanwhile.
+
+The order is the queue: ``processing`` with its CSR in the database. An issuance that cannot go on because the token or the
+database is away leaves it there, and :meth:`IssuanceDesk.run` takes it up again, the most urgent first (promise P5). Every
+other failure ends the order.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+import orjson
+import structlog
+
+from privyseal_acme.flow.context import Context
+from privyseal_acme.flow.orders import OrderFlow, OrderView, view_of
+from privyseal_acme.protocol.ari import parse_certificate_id
+from privyseal_acme.protocol.encoding import decode
+from privyseal_acme.protocol.messages import Finalize
+from privyseal_acme.protocol.problems import Problem, malformed, problem_for
+from privyseal_acme.protocol.transitions import order_status
+from privyseal_acme.store import orders
+from privyseal_acme.store.accounts import AccountRow, is_account_key
+from privyseal_acme.store.orders import OrderRow
+from privyseal_ca.errors import (
+    CsrRefusedError,
+    KeyRefusedError,
+    PrivySealError,
+    SignatureUncertainError,
+    SignerUnavailableError,
+    StoreError,
+)
+from privyseal_ca.identifiers import Identifier
+from privyseal_ca.issuance.authority import Claim, Requester
+from privyseal_ca.issuance.record import serial_text
+from privyseal_ca.issuance.template import CertificateRequest
+from privyseal_ca.policy.csr import VettedCsr, vet_csr
+from privyseal_ca.store.certificates import CertificateRow, blocked_key_reason, find_certificate
+from privyseal_ca.store.statement import Transaction
+
+_log = structlog.get_logger("finalize")
+
+_DRAIN_AT_ONCE = 32
+_DRAIN_PAUSE = 1.0
+_FOREVER = 2**62
+
+
+class OrderTakenError(PrivySealError):
+    """Another request has finalized the order first."""
+
+
+class IssuanceDesk:
+    """Issues the certificates of orders."""
+
+    def __init__(self, context: Context, order_flow: OrderFlow) -> None:
+        self._context = context
+        self._orders = order_flow
+        self._working: dict[str, asyncio.Task[None]] = {}
+        self._wake = asyncio.Event()
+
+    async def finalize(self, account: AccountRow, order_id: str, message: Finalize, correlation: str) -> OrderView:
+        """Check the CSR, begin issuance, and wait for it a little."""
+        csr = _decode_csr(message.csr)
+        view = await self._orders.read(account, order_id)
+        now = self._context.clock.now()
+        status = order_status(view.row.state, view.row.expires, view.statuses, now)  # type: ignore[arg-type]
+        if status in {"processing", "valid"} and view.row.csr == csr:
+            # The same request again, after its answer was lost: the same answer.
+            return view
+        if status != "ready":
+            raise Problem("orderNotReady", f"The order is {status}, not ready.")
+        request = await self._vet(view.row, csr)
+
+        def claim(transaction: Transaction) -> None:
+            self._claim(transaction, view.row, csr, correlation)
+
+        task = asyncio.get_running_loop().create_task(self._issue(view.row, account.actor, correlation, request, claim))
+        self._working[view.row.id] = task
+        task.add_done_callback(lambda _: self._working.pop(view.row.id, None))
+        await asyncio.wait({task}, timeout=self._context.settings.acme.finalize_wait)
+        if task.done() and (error := task.exception()) is not None and not isinstance(error, OrderTakenError):
+            raise error
+        view = await self._orders.read(account, order_id)
+        if view.row.csr != csr:
+            raise Problem("orderNotReady", "The order was finalized by another request, or is not ready any more.")
+        return view
+
+    async def run(self) -> None:
+        """Take up, for ever, whatever orders were left processing (P4 at start, P5 later)."""
+        while True:
+            with suppress(StoreError):
+                await self._drain()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), _DRAIN_PAUSE)
+            self._wake.clear()
+
+    async def close(self, grace: float) -> None:
+        """Let issuances in flight end, for up to ``grace`` seconds; what is left over is taken up at the next start."""
+        tasks = list(self._working.values())
+        if not tasks:
+            return
+        await asyncio.wait(tasks, timeout=grace)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        context = self._context
+        waiting = [row for row in await context.store.read(orders.processing_orders) if row.id not in self._working]
+        context.metrics.parked.set(len(waiting))
+        if not waiting or not any(issuer.key.available for issuer in context.authority.issuers):
+            return
+        await context.authority.close_intents()
+        urgency = await context.store.read(lambda tx: {row.id: _urgency(tx, row) for row in waiting})
+        waiting.sort(key=lambda row: (urgency[row.id], row.created))
+        for row in waiting[:_DRAIN_AT_ONCE]:
+            task = asyncio.get_running_loop().create_task(self._resume(row))
+            self._working[row.id] = task
+            task.add_done_callback(self._forget(row.id))
+        batch = [self._working[row.id] for row in waiting[:_DRAIN_AT_ONCE] if row.id in self._working]
+        await asyncio.wait(batch)
+        if len(waiting) > _DRAIN_AT_ONCE:
+            self._wake.set()
+
+    def _forget(self, order_id: str) -> Callable[["asyncio.Task[None]"], None]:
+        def forget(task: "asyncio.Task[None]") -> None:
+            self._working.pop(order_id, None)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.warning("order still waits", order=order_id, error=str(error))
+
+        return forget
+
+    async def _resume(self, row: OrderRow) -> None:
+        """Issue for an order that is processing already, under a new serial."""
+        try:
+            request = await self._vet(row, row.csr or b"")
+        except Problem as problem:
+            await self._end(row, problem)
+            return
+
+        def still_waits(transaction: Transaction) -> None:
+            current = orders.find_order(transaction, row.id)
+            if current is None or current.state != "processing":
+                raise OrderTakenError("The order has ended meanwhile.")
+
+        with suppress(OrderTakenError):
+            await self._issue(row, f"account:{row.account_id}", row.correlation, request, still_waits)
+
+    async def _issue(
+        self, row: OrderRow, actor: str, correlation: str, request: CertificateRequest, claim: Claim
+    ) -> None:
+        """Once the order is processing, every exit ends it or leaves it waiting for what is away."""
+        requester = Requester(actor=actor, correlation=correlation, purpose=f"order:{row.id}")
+
+        def complete(transaction: Transaction, certificate: CertificateRow) -> None:
+            if not orders.finish(transaction, row.id, certificate.serial):
+                raise OrderTakenError("The order is not processing any more.")
+
+        try:
+            await self._context.authority.issue(request, requester, claim=claim, complete=complete)
+        except SignerUnavailableError:
+            # Nothing may have been claimed yet when the token was known to be away: park the order.
+            await self._park(row, claim)
+        except SignatureUncertainError:
+            self._wake.set()
+        except StoreError:
+            raise
+        except (OrderTakenError, Problem):
+            raise
+        except PrivySealError as error:
+            _log.error("issuance failed", order=row.id, error=str(error), correlation=correlation)
+            await self._end(row, problem_for(error))
+        except Exception:  # noqa: BLE001 (no exit leaves a processing order without an end)
+            _log.exception("issuance failed", order=row.id, correlation=correlation)
+            await self._end(row, Problem("serverInternal", "The certificate could not be issued."))
+
+    async def _park(self, row: OrderRow, claim: Claim) -> None:
+        def unit(transaction: Transaction) -> None:
+            current = orders.find_order(transaction, row.id)
+            if current is not None and current.state == "open":
+                claim(transaction)
+
+        await self._context.store.write(unit)
+
+    async def _end(self, row: OrderRow, problem: Problem) -> None:
+        document = orjson.dumps(problem.document()).decode()
+        await self._context.store.write(lambda tx: orders.fail(tx, row.id, document))
+
+    def _claim(self, transaction: Transaction, row: OrderRow, csr: bytes, correlation: str) -> None:
+        """Ready to processing, by compare-and-set, while the authorizations still stand (section 7.1.6)."""
+        now = self._context.clock.now()
+        view = view_of(transaction, row, now)
+        if order_status("open", row.expires, view.statuses, now) != "ready" or not orders.begin_processing(
+            transaction, row.id, csr=csr, correlation=correlation
+        ):
+            raise OrderTakenError("The order is not ready any more.")
+
+    async def _vet(self, row: OrderRow, csr: bytes) -> CertificateRequest:
+        """The CSR of an order as a vetted request.
+
+        Raises:
+            Problem: badCSR or invalidProfile; the order stays as it is.
+        """
+        context = self._context
+        names = tuple(Identifier(kind, value) for kind, value in orjson.loads(row.identifiers))
+        profile = context.profiles.get(row.profile)
+        if profile is None:
+            raise Problem("invalidProfile", "The profile of the order does not exist any more.")
+        try:
+            vetted = vet_csr(csr, names, context.key_policy)
+            profile.check_key_type(vetted.key_type)
+            await context.store.read(lambda tx: _check_key(tx, vetted))
+        except (CsrRefusedError, KeyRefusedError) as error:
+            raise Problem("badCSR", str(error)) from error
+        except PrivySealError as error:
+            raise problem_for(error) from error
+        return CertificateRequest(
+            profile=profile,
+            names=names,
+            public_key=vetted.public_key,
+            spki_der=vetted.spki_der,
+            spki_sha256=vetted.spki_sha256,
+            key_type=vetted.key_type,
+            not_before=row.not_before,
+            not_after=row.not_after,
+        )
+
+
+def _check_key(transaction: Transaction, vetted: VettedCsr) -> None:
+    """Keys of accounts and keys that were compromised are never certified (RFC 8555 section 11.1)."""
+    if is_account_key(transaction, vetted.spki_sha256):
+        raise KeyRefusedError(
+            "The key of the CSR is the key of an account.", hint="Make a key for the certificate alone."
+        )
+    if (reason := blocked_key_reason(transaction, vetted.spki_sha256)) is not None:
+        raise KeyRefusedError(f"The key of the CSR is blocked ({reason}).", hint="Make a new key.")
+
+
+def _urgency(transaction: Transaction, row: OrderRow) -> int:
+    """When the certificate that the order replaces ends; orders that replace nothing come last."""
+    if row.replaces is None:
+        return _FOREVER
+    with suppress(Problem):
+        predecessor = find_certificate(transaction, serial_text(parse_certificate_id(row.replaces)[1]))
+        if predecessor is not None:
+            return predecessor.not_after
+    return _FOREVER
+
+
+def _decode_csr(text: str) -> bytes:
+    try:
+        return decode(text)
+    except ValueError:
+        raise malformed("The csr is not base64url without padding.") from None

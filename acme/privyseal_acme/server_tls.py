@@ -1,0 +1,138 @@
+"""The server's own TLS certificate: from its own issuer, its key made at start and never on disk in clear."""
+
+import asyncio
+import hashlib
+import ipaddress
+import os
+import ssl
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import structlog
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from privyseal_acme.protocol.urls import new_id
+from privyseal_ca.clock import Clock
+from privyseal_ca.config import ServerSettings, parse_listener
+from privyseal_ca.errors import ConfigurationError, NameRefusedError, PrivySealError
+from privyseal_ca.identifiers import Identifier, parse_dns, parse_ip
+from privyseal_ca.issuance.authority import Authority, Requester
+from privyseal_ca.issuance.profile import Profile
+from privyseal_ca.issuance.template import CertificateRequest
+from privyseal_ca.ledger.entries import SERVICE_ACTOR
+from privyseal_ca.policy.keys import key_type
+from privyseal_ca.telemetry.metrics import Metrics
+
+_log = structlog.get_logger("tls")
+
+_RETRY_SECONDS = 30
+_CHECK_SECONDS = 60
+
+
+class ServerTls:
+    """A TLS context whose certificate is replaced while connections go on."""
+
+    def __init__(
+        self, *, settings: ServerSettings, authority: Authority, profile: Profile, clock: Clock, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._authority = authority
+        self._profile = profile
+        self._clock = clock
+        self._metrics = metrics
+        self._names = server_names(settings)
+        self._renew_at = 0.0
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.set_alpn_protocols(["http/1.1"])
+
+    async def renew(self) -> None:
+        """Make a key, have it certified, and use both for every connection from now on.
+
+        Raises:
+            PrivySealError: the certificate could not be issued.
+        """
+        private_key = ec.generate_private_key(ec.SECP256R1())
+        public_key = private_key.public_key()
+        spki = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        now = self._clock.now()
+        request = CertificateRequest(
+            profile=self._profile,
+            names=self._names,
+            public_key=public_key,
+            spki_der=spki,
+            spki_sha256=hashlib.sha256(spki).digest(),
+            key_type=key_type(public_key),
+            not_after=float(int(now) + min(self._settings.tls_lifetime, self._profile.max_lifetime) - 1),
+        )
+        requester = Requester(actor=SERVICE_ACTOR, correlation=new_id(os.urandom(16)), purpose="server-tls")
+        row = await self._authority.issue(
+            request, requester, claim=lambda _: None, complete=lambda _transaction, _row: None
+        )
+        issuer = self._authority.issuers.get(row.issuer_id)
+        if issuer is None:
+            raise ConfigurationError("The issuer of the server's certificate is not in use any more.")
+        password = os.urandom(32)
+        key_pem = private_key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(password),
+        )
+        load_chain(self.context, issuer.chain_for(row.der).encode() + key_pem, password)
+        self._renew_at = now + (row.not_after - now) * 2 / 3
+        self._metrics.tls_not_after.set(row.not_after)
+        _log.info("server certificate in use", serial=row.serial, not_after=row.not_after)
+
+    async def run(self) -> None:
+        """Renew, for ever, at two thirds of the lifetime; sooner attempts make room for failures."""
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            if self._clock.now() < self._renew_at:
+                continue
+            try:
+                await self.renew()
+            except PrivySealError as error:
+                _log.error("server certificate not renewed", error=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+
+
+def load_chain(context: ssl.SSLContext, pem: bytes, password: bytes) -> None:
+    """Load certificate chain and encrypted key from memory: ssl reads files only, so it reads one that is on no disk."""
+    descriptor = os.memfd_create("privyseal-tls", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password=password)
+    finally:
+        os.close(descriptor)
+
+
+def server_names(settings: ServerSettings) -> tuple[Identifier, ...]:
+    """The names of the server's certificate: the hosts of its URL and listener, and those in the settings.
+
+    Raises:
+        ConfigurationError: a name is neither a DNS name nor an address.
+    """
+    hosts = [urlsplit(settings.public_https).hostname or "", parse_listener(settings.https)[0], *settings.names]
+    names: dict[Identifier, None] = {}
+    for host in hosts:
+        if host in {"0.0.0.0", "::", ""}:  # noqa: S104 (compared, not bound)
+            continue
+        try:
+            names[parse_ip(host) if _is_address(host) else parse_dns(host)] = None
+        except NameRefusedError as error:
+            raise ConfigurationError(
+                f"{host} cannot stand in the server's certificate: {error.message}",
+                hint="Mend server.https_url or server.names.",
+            ) from error
+    if any(_is_address(name.value) and ipaddress.ip_address(name.value).is_loopback for name in names):
+        names[parse_dns("localhost")] = None
+    return tuple(names)
+
+
+def _is_address(host: str) -> bool:
+    with suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return False

@@ -1,0 +1,73 @@
+"""Statements on keys for external account binding (RFC 8555 section 7.3.4)."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, insert, or_, select, update
+
+from privyseal_acme.store.tables import EabKey
+from privyseal_ca.store.statement import Statement, Transaction
+
+_key = EabKey.__table__  # type: ignore[attr-defined]
+
+_INSERT = Statement(insert(_key))
+_BY_KID = Statement(select(_key).where(_key.c.kid == bindparam("wanted")))
+_LIST = Statement(
+    select(_key).where(_key.c.kid > bindparam("after")).order_by(_key.c.kid).limit(bindparam("count"))
+)
+_USE = Statement(
+    update(_key)
+    .values(uses=_key.c.uses + 1)
+    .where(
+        _key.c.kid == bindparam("wanted"),
+        _key.c.revoked.is_(None),
+        or_(_key.c.expires.is_(None), _key.c.expires > bindparam("moment")),
+        or_(_key.c.max_uses.is_(None), _key.c.uses < _key.c.max_uses),
+    )
+)
+_REVOKE = Statement(
+    update(_key)
+    .values(revoked=bindparam("moment"))
+    .where(_key.c.kid == bindparam("wanted"), _key.c.revoked.is_(None))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EabKeyRow:
+    """A key for external account binding; the fields are those of the table."""
+
+    kid: str
+    wrapped: bytes
+    label: str
+    policy: str
+    narrowing: str | None
+    max_uses: int | None
+    uses: int
+    created: int
+    expires: int | None
+    revoked: int | None
+
+
+def add_eab_key(transaction: Transaction, row: EabKeyRow) -> None:
+    """Keep a new key."""
+    transaction.execute(_INSERT, **{name: getattr(row, name) for name in row.__slots__})
+
+
+def find_eab_key(transaction: Transaction, kid: str) -> EabKeyRow | None:
+    """The key called ``kid``, whatever its state."""
+    row = transaction.one(_BY_KID, wanted=kid)
+    return EabKeyRow(*row) if row else None
+
+
+def list_eab_keys(transaction: Transaction, *, after: str = "", count: int = 100) -> list[EabKeyRow]:
+    """Up to ``count`` keys whose kid is after ``after``."""
+    return [EabKeyRow(*row) for row in transaction.all(_LIST, after=after, count=count)]
+
+
+def use_eab_key(transaction: Transaction, kid: str, now: int) -> bool:
+    """Count one use; False, and nothing is counted, when the key is revoked, expired, used up or not there."""
+    return transaction.execute(_USE, wanted=kid, moment=now) == 1
+
+
+def revoke_eab_key(transaction: Transaction, kid: str, now: int) -> bool:
+    """Make the key unusable from now on; False when it is not there or was revoked before."""
+    return transaction.execute(_REVOKE, wanted=kid, moment=now) == 1

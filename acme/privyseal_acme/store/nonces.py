@@ -1,0 +1,82 @@
+"""Anti-replay nonces (RFC 8555 section 6.5): minted without a trace, remembered once seen.
+
+A nonce is the second it was minted in, eight random octets and a MAC under a key that every process of the service shares.
+Any process can therefore tell a nonce that was minted from one that was not, and the table of used nonces tells one that was
+seen from one that was not; it holds no more than the requests of one lifetime.
+
+The MAC covers the kernel's boot id: with SQLite the table need not survive the loss of power to be right.
+"""
+
+import hmac
+from collections.abc import Callable
+
+from sqlalchemy import bindparam, delete, insert
+
+from privyseal_acme.protocol.encoding import decode, encode
+from privyseal_acme.protocol.problems import Problem, malformed
+from privyseal_acme.store.tables import UsedNonce
+from privyseal_ca.clock import Clock
+from privyseal_ca.errors import StoreConflictError
+from privyseal_ca.store.engine import Store
+from privyseal_ca.store.statement import Statement, Transaction
+
+_used = UsedNonce.__table__  # type: ignore[attr-defined]
+_USE = Statement(insert(_used))
+_SWEEP = Statement(delete(_used).where(_used.c.expires < bindparam("now")))
+
+_TIME, _RANDOM, _MAC = 4, 8, 12
+_SIZE = _TIME + _RANDOM + _MAC
+
+
+class Nonces:
+    """Mints and redeems nonces."""
+
+    def __init__(
+        self, *, store: Store, key: bytes, lifetime: int, clock: Clock, random_bytes: Callable[[int], bytes]
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._lifetime = lifetime
+        self._clock = clock
+        self._random_bytes = random_bytes
+
+    def mint(self) -> str:
+        """A fresh nonce."""
+        message = int(self._clock.now()).to_bytes(_TIME, "big") + self._random_bytes(_RANDOM)
+        return encode(message + self._mac(message))
+
+    async def redeem(self, text: str | None) -> None:
+        """Take a nonce from a request; whatever becomes of the request, the nonce is used.
+
+        Raises:
+            Problem: malformed when it is not base64url (section 6.5.2), badNonce when it is absent, unknown, old or used.
+            StoreUnavailableError: the database failed.
+        """
+        if text is None:
+            raise Problem("badNonce", "The request has no nonce.")
+        try:
+            nonce = decode(text)
+        except ValueError:
+            raise malformed("The nonce is not base64url without padding.") from None
+        message, mac = nonce[: _TIME + _RANDOM], nonce[_TIME + _RANDOM :]
+        if len(nonce) != _SIZE or not hmac.compare_digest(mac, self._mac(message)):
+            raise Problem("badNonce", "This server did not make the nonce, or not since it was last started.")
+        expires = int.from_bytes(message[:_TIME], "big") + self._lifetime
+        if self._clock.now() >= expires:
+            raise Problem("badNonce", "The nonce is too old.")
+
+        def use(transaction: Transaction) -> None:
+            transaction.execute(_USE, nonce=nonce, expires=expires)
+
+        try:
+            await self._store.write(use)
+        except StoreConflictError:
+            raise Problem("badNonce", "The nonce was used before.") from None
+
+    async def sweep(self) -> int:
+        """Forget used nonces that are too old to be accepted anyway; how many there were."""
+        now = int(self._clock.now())
+        return await self._store.write(lambda tx: tx.execute(_SWEEP, now=now))
+
+    def _mac(self, message: bytes) -> bytes:
+        return hmac.digest(self._key, message, "sha256")[:_MAC]

@@ -1,0 +1,129 @@
+"""Statements on orders. Changes of state are compare-and-set: they say what the state must have been (P4)."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import and_, bindparam, insert, or_, select, update
+
+from privyseal_acme.store.tables import Order
+from privyseal_ca.store.statement import Statement, Transaction
+
+_order = Order.__table__  # type: ignore[attr-defined]
+
+_INSERT = Statement(insert(_order))
+_BY_ID = Statement(select(_order).where(_order.c.id == bindparam("wanted")))
+_PAGE = Statement(
+    select(_order.c.id, _order.c.created)
+    .where(
+        _order.c.account_id == bindparam("account"),
+        or_(
+            _order.c.created < bindparam("created_before"),
+            and_(_order.c.created == bindparam("created_at"), _order.c.id < bindparam("id_before")),
+        ),
+        _order.c.state != "invalid",
+    )
+    .order_by(_order.c.created.desc(), _order.c.id.desc())
+    .limit(bindparam("count"))
+)
+_BEGIN = Statement(
+    update(_order)
+    .values(state="processing", csr=bindparam("new_csr"), correlation=bindparam("new_correlation"))
+    .where(_order.c.id == bindparam("wanted"), _order.c.state == "open")
+)
+_FINISH = Statement(
+    update(_order)
+    .values(state="valid", serial=bindparam("new_serial"))
+    .where(_order.c.id == bindparam("wanted"), _order.c.state == "processing")
+)
+_FAIL = Statement(
+    update(_order)
+    .values(state="invalid", error=bindparam("new_error"))
+    .where(_order.c.id == bindparam("wanted"), _order.c.state.in_(["open", "processing"]))
+)
+_CANCEL_OPEN = Statement(
+    update(_order)
+    .values(state="invalid", error=bindparam("new_error"))
+    .where(_order.c.account_id == bindparam("account"), _order.c.state == "open")
+)
+_PROCESSING = Statement(select(_order).where(_order.c.state == "processing").order_by(_order.c.created))
+_REPLACING = Statement(
+    select(_order.c.id).where(
+        _order.c.replaces == bindparam("certificate"),
+        or_(
+            _order.c.state.in_(["processing", "valid"]),
+            and_(_order.c.state == "open", _order.c.expires > bindparam("now")),
+        ),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRow:
+    """An order; the fields are those of the table."""
+
+    id: str
+    account_id: str
+    state: str
+    created: int
+    expires: int
+    identifiers: str
+    authorizations: str
+    profile: str
+    not_before: int | None
+    not_after: int | None
+    replaces: str | None
+    csr: bytes | None
+    serial: str | None
+    error: str | None
+    correlation: str
+
+
+def add_order(transaction: Transaction, row: OrderRow) -> None:
+    """Record a new order."""
+    transaction.execute(_INSERT, **{name: getattr(row, name) for name in row.__slots__})
+
+
+def find_order(transaction: Transaction, order_id: str) -> OrderRow | None:
+    """The order with the id."""
+    row = transaction.one(_BY_ID, wanted=order_id)
+    return OrderRow(*row) if row else None
+
+
+def page_of_orders(
+    transaction: Transaction, account_id: str, *, before: tuple[int, str], count: int
+) -> list[tuple[str, int]]:
+    """Ids and creation times of up to ``count`` orders that are not invalid, the newest first, past ``before``."""
+    created, order_id = before
+    rows = transaction.all(
+        _PAGE, account=account_id, created_before=created, created_at=created, id_before=order_id, count=count
+    )
+    return [(str(row[0]), int(row[1])) for row in rows]
+
+
+def begin_processing(transaction: Transaction, order_id: str, *, csr: bytes, correlation: str) -> bool:
+    """Open to processing; False when somebody else was first."""
+    return transaction.execute(_BEGIN, wanted=order_id, new_csr=csr, new_correlation=correlation) == 1
+
+
+def finish(transaction: Transaction, order_id: str, serial: str) -> bool:
+    """Processing to valid; False when the order is not processing."""
+    return transaction.execute(_FINISH, wanted=order_id, new_serial=serial) == 1
+
+
+def fail(transaction: Transaction, order_id: str, error: str) -> bool:
+    """Open or processing to invalid with a problem document (JSON); False when the order has ended already."""
+    return transaction.execute(_FAIL, wanted=order_id, new_error=error) == 1
+
+
+def cancel_open_orders(transaction: Transaction, account_id: str, error: str) -> int:
+    """Every open order of an account to invalid; how many there were."""
+    return transaction.execute(_CANCEL_OPEN, account=account_id, new_error=error)
+
+
+def processing_orders(transaction: Transaction) -> list[OrderRow]:
+    """Every order that waits for its certificate, the oldest first."""
+    return [OrderRow(*row) for row in transaction.all(_PROCESSING)]
+
+
+def is_replaced(transaction: Transaction, certificate: str, now: int) -> bool:
+    """Whether an order that is not invalid replaces the certificate with this ARI identifier (RFC 9773 section 5)."""
+    return transaction.one(_REPLACING, certificate=certificate, now=now) is not None

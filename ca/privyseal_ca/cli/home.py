@@ -1,0 +1,84 @@
+"""Opening a home for a command: settings, database, tokens."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from privyseal_ca.ceremony.initialise import Surroundings, ceremony_state, make_hsm, make_store, pin_reader
+from privyseal_ca.ceremony.transcript import FINISHED
+from privyseal_ca.cli.frame import Invocation
+from privyseal_ca.clock import SystemClock
+from privyseal_ca.config import Settings, home_directory, load_settings
+from privyseal_ca.errors import ConfigurationError
+from privyseal_ca.hsm.pkcs11 import Hsm
+from privyseal_ca.hsm.softhsm import use_embedded
+from privyseal_ca.ledger.entries import operator_actor
+from privyseal_ca.store.backends import backend_for
+from privyseal_ca.store.engine import Store
+
+T = TypeVar("T")
+
+
+def settings_of(invocation: Invocation) -> Settings:
+    """The settings of the home that the command is for.
+
+    Raises:
+        ConfigurationError: they are not valid.
+    """
+    return load_settings(home_directory(invocation.home))
+
+
+def surroundings_of(invocation: Invocation) -> Surroundings:
+    """This process as ceremonies see it."""
+    return Surroundings(
+        environ=os.environ,
+        clock=SystemClock(),
+        random_bytes=secrets.token_bytes,
+        actor=operator_actor(),
+        correlation=secrets.token_hex(8),
+        progress=invocation.progress,
+    )
+
+
+@asynccontextmanager
+async def opened_store(settings: Settings) -> AsyncIterator[Store]:
+    """The database of an authority whose ceremony is finished.
+
+    Raises:
+        ConfigurationError: there is none.
+        StoreUnavailableError: it cannot be reached.
+    """
+    backend = backend_for(settings.database_url, durable=True, timeout=settings.database.timeout)
+    if ceremony_state(settings, backend) != FINISHED:
+        raise ConfigurationError(
+            f"There is no authority in {settings.home}, or its ceremony was interrupted.",
+            hint="Run `privyseal init`, or name another home with --home.",
+        )
+    store = make_store(backend, settings)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def opened_hsm(
+    settings: Settings, *, root_token: str = "", root_pin_file: Path | None = None
+) -> AsyncIterator[Hsm]:
+    """The tokens of this home."""
+    use_embedded(settings.home, os.environ)
+    hsm = make_hsm(pin_reader(settings, os.environ, root_token=root_token, root_pin_file=root_pin_file), settings)
+    try:
+        yield hsm
+    finally:
+        await hsm.close()
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``."""
+    return asyncio.run(work)

@@ -1,0 +1,282 @@
+"""The issuance cycle (DESIGN section 2 step 5), the only writer of certificates.
+
+1. Profile, names and key become a template: everything of the certificate but its signature.
+2. The template is linted; what was linted can be signed once, and nothing else can.
+3. An intent with the hash of the TBSCertificate becomes durable (P2), together with the requester's own change of state.
+4. The token signs exactly the linted bytes.
+5. The finished certificate is checked by code that did not build it.
+6. Certificate, ``issued`` entry and the requester's change of state become durable in one commit (P3).
+
+Whatever ends the cycle between 3 and 6, the process included, leaves an intent behind. :meth:`Authority.close_intents`
+puts its serial on the revocation list, so that a signature which may exist is worth nothing (P4).
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import structlog
+
+from privyseal_ca.clock import Clock
+from privyseal_ca.errors import SignerUnavailableError, StoreError
+from privyseal_ca.issuance.check import check_certificate
+from privyseal_ca.issuance.issuers import Issuer, IssuerSet
+from privyseal_ca.issuance.lint import LintedCertificate, Linter
+from privyseal_ca.issuance.record import certificate_row, issued_entry, names_text, serial_text
+from privyseal_ca.issuance.template import CertificateRequest, build_template, new_serial
+from privyseal_ca.ledger.entries import Kind, encode_entry
+from privyseal_ca.ledger.log import append
+from privyseal_ca.store.certificates import (
+    CertificateRow,
+    IntentRow,
+    RevocationRow,
+    add_certificate,
+    add_revocation,
+    close_intent,
+    find_certificate,
+    open_intent,
+    open_intents,
+)
+from privyseal_ca.store.engine import Store
+from privyseal_ca.store.statement import Transaction
+from privyseal_ca.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_log = structlog.get_logger("issuance")
+
+#: CRLReason of serials that were abandoned (RFC 5280 section 5.3.1): cessationOfOperation.
+_ABANDONED_REASON = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """Who asked for a certificate, and by which request."""
+
+    actor: str
+    correlation: str
+    #: What it is for, such as an order's id; goes into the intent entry.
+    purpose: str
+
+
+#: The requester's own change of state that must become durable together with the intent. An exception from it
+#: stops the issuance before anything was signed.
+Claim = Callable[[Transaction], None]
+#: The requester's own change of state that must become durable together with the certificate.
+Completion = Callable[[Transaction, CertificateRow], None]
+
+
+class Authority:
+    """Issues certificates."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        issuers: IssuerSet,
+        linter: Linter,
+        clock: Clock,
+        random_bytes: Callable[[int], bytes],
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self.issuers = issuers
+        self._linter = linter
+        self._clock = clock
+        self._random_bytes = random_bytes
+        self._metrics = metrics
+        self._in_flight: set[str] = set()
+
+    async def issue(
+        self, request: CertificateRequest, requester: Requester, *, claim: Claim, complete: Completion
+    ) -> CertificateRow:
+        """Run the issuance cycle for a vetted ``request``.
+
+        Raises:
+            ProfileRefusedError: the request does not fit its profile or no issuer can serve it.
+            LintError: the certificate would break, or broke, a rule.
+            SignerUnavailableError: nothing was signed; the same request may be made again.
+            SignatureUncertainError: as before, after the serial was put on the revocation list.
+            StoreError: the database failed. The intent may be left behind for :meth:`close_intents`.
+        """
+        issuer = self.issuers.choose(request.profile, request.key_type)
+        if not issuer.key.available:
+            raise SignerUnavailableError("The token with the issuer's key is away.", hint="Try again later.")
+
+        with self._stage("template"):
+            template = build_template(
+                request, issuer.identity, serial=new_serial(self._random_bytes), now=self._clock.now()
+            )
+            linted = self._linter.lint(template, issuer.identity)
+        serial = serial_text(linted.serial)
+        self._in_flight.add(serial)
+        try:
+            with self._stage("intent"):
+                await self._store.write(lambda tx: self._begin(tx, request, requester, issuer, linted, claim))
+            try:
+                tbs = linted.tbs
+                with self._stage("sign"):
+                    signature = await issuer.key.run(lambda key: issuer.identity.sign(key, tbs))
+                with self._stage("check"):
+                    der = self._linter.assemble(linted, signature)
+                    check_certificate(
+                        der, linted_tbs=tbs, issuer=issuer.identity, request=request, serial=linted.serial
+                    )
+                    entry = issued_entry(der)
+            except BaseException as error:
+                await self._abandon_after(serial, error)
+                raise
+            with self._stage("record"):
+                row = await self._store.write(
+                    lambda tx: self._finish(tx, request, requester, issuer, linted, der, entry, complete)
+                )
+        finally:
+            self._in_flight.discard(serial)
+        self._metrics.issued.labels(request.profile.name).inc()
+        return row
+
+    def _begin(
+        self,
+        transaction: Transaction,
+        request: CertificateRequest,
+        requester: Requester,
+        issuer: Issuer,
+        linted: LintedCertificate,
+        claim: Claim,
+    ) -> None:
+        """The unit of work of step 3."""
+        claim(transaction)
+        serial = serial_text(linted.serial)
+        open_intent(
+            transaction,
+            IntentRow(
+                serial=serial,
+                issuer_id=issuer.id,
+                tbs_sha256=linted.tbs_sha256,
+                not_after=linted.template.not_after,
+                requester=requester.actor,
+                correlation=requester.correlation,
+            ),
+        )
+        append(
+            transaction,
+            encode_entry(
+                Kind.INTENT,
+                time=self._clock.now(),
+                actor=requester.actor,
+                correlation=requester.correlation,
+                payload={
+                    "issuer": issuer.id,
+                    "names": names_text(request.names),
+                    "not_after": linted.template.not_after,
+                    "not_before": linted.template.not_before,
+                    "profile": request.profile.name,
+                    "profile_sha256": request.profile.digest,
+                    "purpose": requester.purpose,
+                    "serial": serial,
+                    "spki_sha256": request.spki_sha256.hex(),
+                    "tbs_sha256": linted.tbs_sha256.hex(),
+                },
+            ),
+        )
+
+    def _finish(
+        self,
+        transaction: Transaction,
+        request: CertificateRequest,
+        requester: Requester,
+        issuer: Issuer,
+        linted: LintedCertificate,
+        der: bytes,
+        entry: bytes,
+        complete: Completion,
+    ) -> CertificateRow:
+        """The unit of work of step 6."""
+        serial = serial_text(linted.serial)
+        if not close_intent(transaction, serial):
+            raise StoreError(f"The intent for serial {serial} was closed by somebody else.")
+        row = certificate_row(
+            der,
+            serial=serial,
+            issuer_id=issuer.id,
+            profile=request.profile.name,
+            requester=requester.actor,
+            names=request.names,
+            not_before=linted.template.not_before,
+            not_after=linted.template.not_after,
+            spki_sha256=request.spki_sha256,
+            ledger_index=append(transaction, entry),
+        )
+        add_certificate(transaction, row)
+        complete(transaction, row)
+        return row
+
+    async def _abandon_after(self, serial: str, error: BaseException) -> None:
+        """Close the intent for ``serial`` after ``error``; when the database is away too, it waits for close_intents."""
+        try:
+            await self._store.write(lambda tx: self._abandon(tx, serial, type(error).__name__))
+        except StoreError as store_error:
+            _log.error("intent left open", serial=serial, error=str(store_error))
+
+    def _abandon(self, transaction: Transaction, serial: str, reason: str) -> bool:
+        for row in open_intents(transaction):
+            if row.serial == serial:
+                return self._abandon_row(transaction, row, reason)
+        return False
+
+    def _abandon_row(self, transaction: Transaction, row: IntentRow, reason: str) -> bool:
+        """Close one intent: its serial goes on the revocation list with an entry (P4)."""
+        if not close_intent(transaction, row.serial):
+            return False
+        now = self._clock.now()
+        add_revocation(
+            transaction, RevocationRow(row.issuer_id, row.serial, int(now), _ABANDONED_REASON, row.not_after)
+        )
+        append(
+            transaction,
+            encode_entry(
+                Kind.ABANDONED,
+                time=now,
+                actor=row.requester,
+                correlation=row.correlation,
+                payload={
+                    "issuer": row.issuer_id,
+                    "not_after": row.not_after,
+                    "reason": reason,
+                    "serial": row.serial,
+                    "tbs_sha256": row.tbs_sha256.hex(),
+                },
+            ),
+        )
+        self._metrics.abandoned.inc()
+        return True
+
+    async def close_intents(self) -> int:
+        """Abandon every intent that no issuance of this process is working on; how many there were.
+
+        Called at start, when nothing is in flight, and after the database was away.
+        """
+
+        def unit(transaction: Transaction) -> int:
+            stale = [row for row in open_intents(transaction) if row.serial not in self._in_flight]
+            return sum(self._abandon_row(transaction, row, "interrupted") for row in stale)
+
+        closed = await self._store.write(unit)
+        if closed:
+            _log.warning("unfinished intents closed", count=closed)
+        return closed
+
+    async def find(self, serial: str) -> CertificateRow | None:
+        """The certificate with ``serial``."""
+        return await self._store.read(lambda tx: find_certificate(tx, serial))
+
+    @contextmanager
+    def _stage(self, name: str) -> "Iterator[None]":
+        begun = perf_counter()
+        try:
+            yield
+        finally:
+            self._metrics.stage_seconds.labels(name).observe(perf_counter() - begun)
