@@ -31,7 +31,8 @@ class Server:
     port: int = 0
     connections: int = 0
     heads: list[bytes] = field(default_factory=list)
-    #: Set when every connection is gone.
+    #: Set when a connection has been taken, and when every connection is gone.
+    taken: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -53,6 +54,7 @@ async def raw_server(
         assert task is not None
         running.add(task)
         state.connections += 1
+        state.taken.set()
         state.idle.clear()
         try:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -202,13 +204,13 @@ def challenge_task(type_: str, value: str, *, wildcard: bool = False, account_ur
     return ChallengeTask(type_, identifier_type, value, wildcard, TOKEN, KEY_AUTHORIZATION, account_url)
 
 
-class Pauses(list[float]):
-    """Stands in for ``asyncio.sleep``: notes the seconds and returns at once, after an optional ``event``."""
+class Pauses:
+    """Stands in for ``asyncio.sleep``: notes the ``seconds`` and returns at once, after an optional ``event``."""
 
     def __init__(self, event: Callable[[], object] = lambda: None) -> None:
-        super().__init__()
+        self.seconds: list[float] = []
         self._event = event
 
     async def __call__(self, seconds: float) -> None:
-        self.append(seconds)
+        self.seconds.append(seconds)
         self._event()

@@ -47,7 +47,7 @@ def issuer_key(kind: str) -> PrivateKey:
 
 
 def spki(public_key: Any) -> bytes:
-    return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return bytes(public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
 def names(*texts: str) -> tuple[Identifier, ...]:

@@ -57,7 +57,7 @@ class SoftToken:
         attestation = await self.hsm.generate_signing_key(self.uri, label, algorithm, key_id=number)
         return await self.hsm.open_signing_key(attestation.uri)
 
-    async def directly(self, action: Callable[[Any], T]) -> T:
+    async def directly(self, action: Callable[[Any], T], modules: Modules = PROCESS) -> T:
         """The result of ``action`` with a session of python-pkcs11, behind the Hsm's back but on the module's thread."""
 
         def task(_: object) -> T:
@@ -70,11 +70,11 @@ class SoftToken:
             finally:
                 session.close()
 
-        module = PROCESS.acquire(self.module)
+        module = modules.acquire(self.module)
         try:
             return await module.worker.call(task, patience=10, limit=1024)
         finally:
-            await PROCESS.release(module, 10)
+            await modules.release(module, 10)
 
     @property
     def directory(self) -> Path:

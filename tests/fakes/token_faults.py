@@ -31,13 +31,13 @@ class Faults:
         self.calls: Counter[str] = Counter()
         self._before: defaultdict[str, deque[Exception]] = defaultdict(deque)
         self._after: defaultdict[str, deque[Exception]] = defaultdict(deque)
-        self._hooks: dict[str, Callable[[], None]] = {}
+        self._hooks: dict[str, Callable[[], object]] = {}
 
     def fail(self, method: str, *errors: Exception, after: bool = False) -> None:
         """Have the next calls of ``method`` raise ``errors``, one each; ``after`` the token did its work."""
         (self._after if after else self._before)[method].extend(errors)
 
-    def hook(self, method: str, action: Callable[[], None]) -> None:
+    def hook(self, method: str, action: Callable[[], object]) -> None:
         """Run ``action`` at every call of ``method``, on the token's thread."""
         self._hooks[method] = action
 

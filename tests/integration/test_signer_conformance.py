@@ -6,7 +6,7 @@ The second half is about the limits and refusals that the interface promises. Fa
 
 import asyncio
 import copy
-import datetime
+import datetime as dt
 import hashlib
 import subprocess
 import threading
@@ -21,8 +21,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509 import ocsp
-from fakes.softhsm import SO_PIN, USER_PIN, SoftToken, make_hsm
+from pkcs11 import Attribute, KeyType, MechanismFlag
+from pkcs11.util.ec import decode_ec_private_key, decode_ec_public_key, encode_named_curve_parameters
 
+from fakes.softhsm import SO_PIN, USER_PIN, SoftToken, make_hsm
 from privyseal_ca.errors import (
     ConfigurationError,
     SignatureUncertainError,
@@ -37,8 +39,8 @@ pytest_plugins = ("fakes.softhsm",)
 
 ALGORITHMS: tuple[KeyAlgorithm, ...] = ("ec-p256", "ec-p384", "rsa-2048", "ed25519")
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
-NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-HOUR = datetime.timedelta(hours=1)
+NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
+HOUR = dt.timedelta(hours=1)
 CA_NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Conformance CA")])
 
 
@@ -70,7 +72,9 @@ def verify(key: PublicKey, signature: bytes, message: bytes) -> None:
         key.verify(signature, message)
 
 
-def certificate(key: PrivateKey, issuer: PublicKey, subject: PublicKey, name: x509.Name, *, ca: bool) -> x509.Certificate:
+def certificate(
+    key: PrivateKey, issuer: PublicKey, subject: PublicKey, name: x509.Name, *, ca: bool
+) -> x509.Certificate:
     return (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -132,9 +136,7 @@ async def test_certificates_crls_and_ocsp(soft_token: SoftToken, algorithm: KeyA
 
     ca, leaf = await key.run(issue)
     leaf.verify_directly_issued_by(ca)
-    revoked = (
-        x509.RevokedCertificateBuilder().serial_number(99).revocation_date(NOW - HOUR).build()
-    )
+    revoked = x509.RevokedCertificateBuilder().serial_number(99).revocation_date(NOW - HOUR).build()
     crl = await key.run(
         lambda private: (
             x509.CertificateRevocationListBuilder()
@@ -151,7 +153,7 @@ async def test_certificates_crls_and_ocsp(soft_token: SoftToken, algorithm: KeyA
     response = await key.run(
         lambda private: (
             ocsp.OCSPResponseBuilder()
-            .add_response(leaf, ca, hashes.SHA1(), ocsp.OCSPCertStatus.GOOD, NOW, NOW + HOUR, None, None)
+            .add_response(leaf, ca, hashes.SHA256(), ocsp.OCSPCertStatus.GOOD, NOW, NOW + HOUR, None, None)
             .responder_id(ocsp.OCSPResponderEncoding.HASH, ca)
             .sign(private, hash_for(private))
         )
@@ -168,7 +170,7 @@ async def test_certificates_crls_and_ocsp(soft_token: SoftToken, algorithm: KeyA
     assert "verify OK" in openssl("crl", "-in", files["crl.pem"], "-CAfile", files["ca.pem"], "-noout")
     said = openssl(
         *("ocsp", "-respin", files["ocsp.der"], "-issuer", files["ca.pem"]),
-        *("-cert", files["leaf.pem"], "-CAfile", files["ca.pem"]),
+        *("-sha256", "-cert", files["leaf.pem"], "-CAfile", files["ca.pem"]),
     )
     assert "Response verify OK" in said
     assert ": good" in said
@@ -439,9 +441,6 @@ async def test_a_label_is_used_once(soft_token: SoftToken) -> None:
 
 @pytest.mark.parametrize("how", ["extractable", "imported", "not sensitive"])
 async def test_keys_that_break_the_promise_are_refused(soft_token: SoftToken, how: str) -> None:
-    from pkcs11 import Attribute, KeyType, MechanismFlag
-    from pkcs11.util.ec import decode_ec_private_key, decode_ec_public_key, encode_named_curve_parameters
-
     def make(session: Any) -> None:
         if how == "imported":
             software = ec.generate_private_key(ec.SECP256R1())
@@ -480,15 +479,10 @@ async def test_keys_that_break_the_promise_are_refused(soft_token: SoftToken, ho
 
 
 async def test_several_keys_of_one_label_are_ambiguous(soft_token: SoftToken) -> None:
-    from pkcs11 import Attribute
-
     key = await soft_token.signing_key(label="twice")
     other = await soft_token.signing_key(label="other")
 
     def relabel(session: Any) -> None:
-        from pkcs11 import KeyType, MechanismFlag
-        from pkcs11.util.ec import encode_named_curve_parameters
-
         parameters = {Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
         session.create_domain_parameters(KeyType.EC, parameters, local=True).generate_keypair(
             label="twice", id=b"second", store=True, capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY

@@ -10,13 +10,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID as EKU
-from cryptography.x509.oid import NameOID
-from fakes.issuing import NOW, issuer, issuer_key, key, profile, request
-from unit.test_template import changed
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fakes.issuing import NOW, issuer, issuer_key, key, profile, request
 from privyseal_ca.errors import LintError
 from privyseal_ca.issuance.check import check_certificate
+from unit.test_template import changed
 
 BEGIN = datetime.fromtimestamp(NOW - 120, UTC)
 END = datetime.fromtimestamp(NOW + 86399, UTC)
@@ -37,7 +36,9 @@ def leaf(
     """A good leaf for ``a.example``, but for what is given; an extension that is ``None`` is left out."""
     contents: dict[type[Any], Any] = {
         x509.KeyUsage: USAGE,
-        x509.ExtendedKeyUsage: x509.ExtendedKeyUsage([EKU.SERVER_AUTH, EKU.CLIENT_AUTH]),
+        x509.ExtendedKeyUsage: x509.ExtendedKeyUsage(
+            [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        ),
         x509.BasicConstraints: x509.BasicConstraints(ca=False, path_length=None),
         x509.AuthorityKeyIdentifier: x509.AuthorityKeyIdentifier(BY.key_id, None, None),
         x509.SubjectKeyIdentifier: x509.SubjectKeyIdentifier(b"k" * 20),
@@ -76,7 +77,8 @@ def test_a_good_certificate_passes() -> None:
         ({"issuer": name("Other CA")}, "not signed by its issuer"),
         ({"signed_by": ec.generate_private_key(ec.SECP256R1())}, "not signed by its issuer"),
         ({"public_key": ec.generate_private_key(ec.SECP256R1()).public_key()}, "another key"),
-        ({"subject": name("a.example")}, "subject"),
+        ({"subject": name("a.example")}, "2.5.29.17"),
+        ({"subject": name("a.example"), "critical": frozenset({x509.KeyUsage, x509.BasicConstraints})}, "subject"),
         ({"end": END + timedelta(days=7)}, "longer than its profile"),
         ({"end": datetime.fromtimestamp(NOW + 400 * 86400, UTC)}, "issuer is not"),
         ({"begin": datetime.fromtimestamp(NOW - 400 * 86400, UTC)}, "issuer is not"),
@@ -96,9 +98,19 @@ def test_other_fields_are_found(fields: dict[str, Any], reason: str) -> None:
         (x509.SubjectAlternativeName([x509.DNSName("*.example")]), "names"),
         (x509.SubjectAlternativeName([x509.DNSName("a.example."), x509.DNSName("a.example")]), "parse"),
         (x509.SubjectAlternativeName([x509.RegisteredID(x509.ObjectIdentifier("1.2.3"))]), "parse"),
-        (x509.ExtendedKeyUsage([EKU.SERVER_AUTH]), "extended key usages"),
-        (x509.ExtendedKeyUsage([EKU.SERVER_AUTH, EKU.CLIENT_AUTH, EKU.CODE_SIGNING]), "extended key usages"),
-        (x509.ExtendedKeyUsage([EKU.SERVER_AUTH, EKU.CLIENT_AUTH, EKU.OCSP_SIGNING]), "extended key usages"),
+        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), "extended key usages"),
+        (
+            x509.ExtendedKeyUsage(
+                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.CODE_SIGNING]
+            ),
+            "extended key usages",
+        ),
+        (
+            x509.ExtendedKeyUsage(
+                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.OCSP_SIGNING]
+            ),
+            "extended key usages",
+        ),
         (x509.BasicConstraints(ca=True, path_length=None), "CA certificate"),
         (x509.KeyUsage(True, False, False, False, False, True, False, False, False), "key usages"),
         (x509.KeyUsage(True, False, False, False, False, False, True, False, False), "key usages"),
@@ -190,7 +202,7 @@ def test_common_names() -> None:
 
 def test_key_encipherment_only_for_rsa() -> None:
     of = request("dns:a.example", of=profile("server"))
-    server = x509.ExtendedKeyUsage([EKU.SERVER_AUTH])
+    server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     check(leaf(extensions={x509.ExtendedKeyUsage: server}), of=of)
     both = x509.KeyUsage(True, False, True, False, False, False, False, False, False)
     with pytest.raises(LintError, match="key usages"):

@@ -3,8 +3,8 @@ from ipaddress import ip_network
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
-from fakes.issuing import names
 
+from fakes.issuing import names
 from privyseal_ca.errors import NameRefusedError
 from privyseal_ca.issuance.constraints import check_constraints, is_permitted, is_permitted_subject
 

@@ -20,7 +20,9 @@ def put(path: Path, content: bytes = SECRET.encode() + b"\n", mode: int = 0o600)
     return path
 
 
-def read(home: Path, *, uri: KeyUri = TOKEN, pin: str = "", pin_file: Path | None = None, cred: Path | None = None) -> str:
+def read(
+    home: Path, *, uri: KeyUri = TOKEN, pin: str = "", pin_file: Path | None = None, cred: Path | None = None
+) -> str:
     return read_pin(uri, pin=pin, pin_file=pin_file, credentials=cred, home=home).reveal()
 
 
@@ -42,7 +44,7 @@ def test_a_named_source_is_not_passed_over(tmp_path: Path) -> None:
     put(tmp_path / "secrets" / "pin")
     for arguments in ({"pin_file": tmp_path / "none"}, {"uri": KeyUri(token="t", pin_source=str(tmp_path / "none"))}):
         with pytest.raises(SignerMisconfiguredError, match="cannot be read"):
-            read(tmp_path, **arguments)  # type: ignore[arg-type]
+            read(tmp_path, **arguments)
 
 
 def test_no_pin_says_where_to_put_one(tmp_path: Path) -> None:

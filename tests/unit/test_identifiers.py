@@ -68,7 +68,7 @@ def test_dns_names_become_canonical(text: str, canonical: str) -> None:
         ("*.*.example", "wildcard"),
         ("**.example", "wildcard"),
         ("bücher.example", "ASCII"),
-        ("аpple.example", "ASCII"),
+        ("\u0430pple.example", "ASCII"),
         ("corp。example", "ASCII"),
         ("10.0.0.1", "IP address"),
         ("::1", "IP address"),
@@ -310,7 +310,7 @@ def test_mapped_addresses_are_refused_in_binary_too() -> None:
 def test_identifiers_sort_and_serve_as_keys() -> None:
     unsorted = [parse_dns("b.example"), parse_ip("10.0.0.1"), parse_dns("a.example")]
     assert [name.value for name in sorted(unsorted)] == ["a.example", "b.example", "10.0.0.1"]
-    assert parse_dns("A.example") in {parse_dns("a.example")}
+    assert {parse_dns("A.example"), parse_dns("a.example")} == {parse_dns("a.example")}
 
 
 @given(st.lists(LABEL, min_size=1, max_size=6), st.booleans())

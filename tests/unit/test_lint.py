@@ -12,15 +12,15 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from fakes.issuing import NOW, YEAR, issuer, issuer_key, key, profile, request
-from unit.test_template import changed
 
+from fakes.issuing import NOW, YEAR, issuer, issuer_key, key, profile, request
 from privyseal_ca.errors import LintError
 from privyseal_ca.issuance import pkix_rules
 from privyseal_ca.issuance.check import check_certificate
 from privyseal_ca.issuance.lint import LintedCertificate, Linter
 from privyseal_ca.issuance.standin import stand_in_for
 from privyseal_ca.issuance.template import IssuerIdentity, Template, build_template, signature_hash
+from unit.test_template import changed
 
 KINDS = ["ec-p256", "ec-p384", "rsa", "ed25519"]
 
@@ -67,6 +67,14 @@ def test_every_built_in_profile_passes_the_full_linter(name: str, kind: str, iss
 def test_profiles_with_other_extensions_pass_the_full_linter(fields: dict[str, Any]) -> None:
     by = issuer()
     Linter().lint(build("dns:a.example", of=changed(profile(), **fields), by=by), by)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8080/issuers/x.cer", "http://ca:8080/x.cer", "http://[::1]:8080/x.cer"]
+)
+def test_pointers_to_hosts_of_all_kinds_pass(url: str) -> None:
+    by = dataclasses.replace(issuer(), ca_issuers_url=url)
+    Linter().lint(build(by=by), by)
 
 
 def test_certificates_beyond_2049_pass() -> None:
@@ -201,7 +209,12 @@ def test_a_shape_that_failed_is_linted_again() -> None:
 
 def test_only_the_first_of_a_shape_is_linted_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bytes] = []
-    monkeypatch.setattr(pkix_rules, "findings", lambda der: seen.append(der) or [])
+
+    def findings(der: bytes) -> list[str]:
+        seen.append(der)
+        return []
+
+    monkeypatch.setattr(pkix_rules, "findings", findings)
     linter, by = Linter(), issuer()
     for number in range(5):
         linter.lint(build(f"dns:a{number}.example", by=by, serial=100 + number), by)
@@ -261,7 +274,7 @@ def test_nobody_else_makes_a_linted_certificate() -> None:
 
 def test_the_stand_in_is_no_private_key() -> None:
     for kind in KINDS:
-        stand_in: Any = stand_in_for(key(kind).public_key())  # type: ignore[arg-type]
+        stand_in: Any = stand_in_for(key(kind).public_key())
         for name in ("private_bytes", "private_numbers", "private_bytes_raw", "exchange", "decrypt"):
             if hasattr(stand_in, name):
                 with pytest.raises(NotImplementedError):

@@ -1,14 +1,14 @@
 import math
-import random
 from base64 import urlsafe_b64decode
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
-from fakes.issuing import key, spki
 
+from fakes.issuing import key, spki
 from privyseal_ca.config import KeyPolicySettings
 from privyseal_ca.errors import ConfigurationError, KeyRefusedError
 from privyseal_ca.policy.keys import _ED25519_SMALL_ORDER_Y, KeyBlocklist, KeyPolicy, key_type
@@ -67,7 +67,7 @@ def test_other_kinds_are_refused(private_key: Any) -> None:
 @pytest.mark.parametrize("bits", [1024, 2040, 2047, 2049, 4097, 4104, 8192, 16384])
 def test_rsa_sizes_outside_the_bounds_are_refused(bits: int) -> None:
     with pytest.raises(KeyRefusedError, match=f"{bits} bits"):
-        check(modulus((1 << (bits - 1)) | random.Random(bits).getrandbits(bits - 1) | 1))
+        check(modulus((1 << (bits - 1)) | Random(bits).getrandbits(bits - 1) | 1))  # noqa: S311
 
 
 def test_rsa_bounds_are_settings() -> None:
@@ -96,7 +96,7 @@ def test_huge_rsa_exponents_are_refused(exponent: int) -> None:
 
 
 def test_close_primes_are_refused() -> None:
-    p = next_prime(random.Random(1).getrandbits(1024) | 3 << 1022)
+    p = next_prime(Random(1).getrandbits(1024) | 3 << 1022)  # noqa: S311
     q = next_prime(p + (1 << 300))
     with pytest.raises(KeyRefusedError, match="close"):
         check(modulus(p * q))
@@ -105,7 +105,7 @@ def test_close_primes_are_refused() -> None:
 
 
 def test_small_factors_are_refused() -> None:
-    source = random.Random(2)
+    source = Random(2)  # noqa: S311
     for factor in (3, 65521):
         rest = source.getrandbits(2048 - factor.bit_length()) | 1
         n = factor * (rest | (3 << (2046 - factor.bit_length())))
@@ -117,7 +117,7 @@ def test_small_factors_are_refused() -> None:
 def test_roca_is_refused() -> None:
     # Primes of the form k * M + (65537 ** a mod M), as Infineon's library made them.
     primorial = math.prod(p for p in range(2, 702) if all(p % d for d in range(2, int(p**0.5) + 1)))
-    source = random.Random(3)
+    source = Random(3)  # noqa: S311
 
     def prime() -> int:
         while True:

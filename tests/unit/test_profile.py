@@ -2,8 +2,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from fakes.issuing import names
 
+from fakes.issuing import names
 from privyseal_ca.errors import ConfigurationError, ProfileRefusedError, UnsupportedNameError
 from privyseal_ca.issuance.profile import Profile, load_profiles, usages_for
 

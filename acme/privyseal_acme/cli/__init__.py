@@ -16,10 +16,15 @@ _COMMANDS = {
     "profile": Deferred("privyseal_ca.cli.profiles", "profile", "List and show certificate profiles."),
     "serve": Deferred("privyseal_acme.cli.serve", "serve", "Run the service."),
     "status": Deferred("privyseal_ca.cli.status", "status", "Show the state of this authority."),
-    "version": Deferred("privyseal_ca.cli.version", "version", "Show the version of this program."),
+    "version": Deferred("privyseal_ca.cli.version", "version_command", "Show the version of this program."),
 }
 
-cli = Root("privyseal", deferred=_COMMANDS, help="An internal certificate authority with an ACME server.")
+cli = Root(
+    "privyseal",
+    deferred=_COMMANDS,
+    help="An internal certificate authority with an ACME server.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def main() -> None:

@@ -1,16 +1,16 @@
 """``privyseal eab``: keys for external account binding."""
 
+import json
 from typing import Any
 
 import click
 
-from privyseal_acme.cli.listing import every
 from privyseal_acme.flow.eab import EabKeys, Narrowing, NewEabKey
 from privyseal_acme.store.eab import EabKeyRow, list_eab_keys
 from privyseal_ca.ceremony.keys import WRAPPING_KEY_FACT
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
-from privyseal_ca.cli.home import opened_hsm, opened_store, run, settings_of, surroundings_of
-from privyseal_ca.cli.text import Duration, table, when
+from privyseal_ca.cli.home import every, opened_hsm, opened_store, run, settings_of, surroundings_of
+from privyseal_ca.cli.text import duration, moment, table, when
 from privyseal_ca.config import Settings
 from privyseal_ca.errors import ConfigurationError
 from privyseal_ca.store.engine import Store
@@ -27,8 +27,10 @@ def eab() -> None:
 @click.option("--allow-dns", multiple=True, metavar="SUFFIX", help="Only DNS names in this suffix. Repeatable.")
 @click.option("--allow-ip", multiple=True, metavar="NETWORK", help="Only addresses in this network. Repeatable.")
 @click.option("--allow-uri", multiple=True, metavar="PREFIX", help="Only URIs with this prefix. Repeatable.")
-@click.option("--expires", type=Duration(), metavar="DURATION", help="How long it can be used, such as 30d or 12h.")
-@click.option("--uses", type=click.IntRange(min=1), metavar="N", help="How many accounts it binds. Default: any number.")
+@click.option("--expires", type=duration, metavar="DURATION", help="How long it can be used, such as 30d or 12h.")
+@click.option(
+    "--uses", type=click.IntRange(min=1), metavar="N", help="How many accounts it binds. Default: any number."
+)
 @click.option("--single-use", is_flag=True, help="The same as --uses 1.")
 @click.option("--label", default="", help="What people call it.")
 @pass_invocation
@@ -100,7 +102,7 @@ def list_keys(invocation: Invocation) -> None:
 @click.argument("kid")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_invocation
-def revoke(invocation: Invocation, kid: str, yes: bool) -> None:  # noqa: FBT001 (an option)
+def revoke(invocation: Invocation, kid: str, yes: bool) -> None:
     """Make a key unusable. Accounts that it bound stay."""
     invocation.confirm(f"Revoke the key {kid}?", yes=yes)
     settings = settings_of(invocation)
@@ -138,10 +140,10 @@ def _document(row: EabKeyRow) -> dict[str, Any]:
         "kid": row.kid,
         "label": row.label,
         "policy": row.policy,
-        "narrowing": row.narrowing,
+        "narrowing": json.loads(row.narrowing) if row.narrowing else None,
         "uses": row.uses,
         "max_uses": row.max_uses,
-        "created": when(row.created),
-        "expires": when(row.expires),
-        "revoked": when(row.revoked),
+        "created": moment(row.created),
+        "expires": moment(row.expires),
+        "revoked": moment(row.revoked),
     }

@@ -13,7 +13,7 @@ from privyseal_acme.protocol.jws import parse_jws
 from privyseal_acme.protocol.keys import AccountKey, load_jwk, parse_jwk
 from privyseal_acme.protocol.messages import AccountUpdate, KeyChange, NewAccount, parse_message
 from privyseal_acme.protocol.problems import Problem, malformed, rate_limited, unauthorized
-from privyseal_acme.protocol.urls import new_id
+from privyseal_acme.protocol.urls import new_resource_id
 from privyseal_acme.store import accounts, authorizations, orders
 from privyseal_acme.store.accounts import AccountRow
 from privyseal_acme.store.eab import EabKeyRow, find_eab_key, use_eab_key
@@ -69,7 +69,7 @@ class AccountFlow:
         contact = self._check_contacts(message.contact or ())
         binding = await self._check_binding(message.external_account_binding, key, url)
         row = AccountRow(
-            id=new_id(context.random_bytes(16)),
+            id=new_resource_id(context.clock.now(), context.random_bytes(12)),
             status="valid",
             thumbprint=key.thumbprint,
             jwk=key.jwk,

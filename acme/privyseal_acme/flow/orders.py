@@ -20,7 +20,7 @@ from privyseal_acme.protocol.problems import (
     unauthorized,
 )
 from privyseal_acme.protocol.transitions import AuthorizationStatus, authorization_status
-from privyseal_acme.protocol.urls import new_id
+from privyseal_acme.protocol.urls import new_resource_id
 from privyseal_acme.store import authorizations, orders
 from privyseal_acme.store.accounts import AccountRow
 from privyseal_acme.store.authorizations import AuthorizationRow
@@ -79,7 +79,7 @@ class OrderFlow:
                 self._check_replaces(transaction, message.replaces, account, names, now)
             rows = [self._authorization(transaction, account, name, now, correlation) for name in names]
             order = OrderRow(
-                id=new_id(context.random_bytes(16)),
+                id=new_resource_id(now, context.random_bytes(12)),
                 account_id=account.id,
                 state="open",
                 created=now,
@@ -260,7 +260,7 @@ def new_authorization(
 ) -> AuthorizationRow:
     """A pending authorization for ``name``."""
     return AuthorizationRow(
-        id=new_id(context.random_bytes(16)),
+        id=new_resource_id(now, context.random_bytes(12)),
         account_id=account.id,
         identifier_type=name.type,
         value=name.base,

@@ -5,8 +5,16 @@ from base64 import urlsafe_b64encode
 
 
 def new_id(random: bytes) -> str:
-    """An unpredictable resource id of 22 characters from 16 random octets (section 10.5)."""
+    """An unpredictable id of 22 characters from 16 random octets."""
     return urlsafe_b64encode(random).rstrip(b"=").decode()
+
+
+def new_resource_id(now: float, random: bytes) -> str:
+    """The id of a resource, 22 characters: the second it is made in, then 12 random octets (section 10.5).
+
+    Resources that are used together stand together in the database's trees, which makes commits smaller.
+    """
+    return new_id(int(now).to_bytes(4, "big") + random)
 
 
 class Urls:

@@ -1,6 +1,6 @@
 """Statements on accounts."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, insert, select, update
 
@@ -34,8 +34,7 @@ _SET_KEY = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class AccountRow:
+class AccountRow(NamedTuple):
     """An account; the fields are those of the table."""
 
     id: str
@@ -59,7 +58,7 @@ class AccountRow:
 
 def add_account(transaction: Transaction, row: AccountRow) -> None:
     """Record a new account; a key that an account has already is a conflict."""
-    transaction.execute(_INSERT, **{name: getattr(row, name) for name in row.__slots__})
+    transaction.execute(_INSERT, **row._asdict())
 
 
 def find_account(transaction: Transaction, account_id: str) -> AccountRow | None:

@@ -1,6 +1,6 @@
 """Statements on authorizations. Changes of state are compare-and-set."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, insert, select, update
 
@@ -65,8 +65,7 @@ _PROCESSING = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class AuthorizationRow:
+class AuthorizationRow(NamedTuple):
     """An authorization; the fields are those of the table."""
 
     id: str
@@ -87,7 +86,7 @@ class AuthorizationRow:
 
 def add_authorization(transaction: Transaction, row: AuthorizationRow) -> None:
     """Record a new authorization."""
-    transaction.execute(_INSERT, **{name: getattr(row, name) for name in row.__slots__})
+    transaction.execute(_INSERT, **row._asdict())
 
 
 def find_authorization(transaction: Transaction, authorization_id: str) -> AuthorizationRow | None:

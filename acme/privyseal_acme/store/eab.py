@@ -11,9 +11,7 @@ _key = EabKey.__table__  # type: ignore[attr-defined]
 
 _INSERT = Statement(insert(_key))
 _BY_KID = Statement(select(_key).where(_key.c.kid == bindparam("wanted")))
-_LIST = Statement(
-    select(_key).where(_key.c.kid > bindparam("after")).order_by(_key.c.kid).limit(bindparam("count"))
-)
+_LIST = Statement(select(_key).where(_key.c.kid > bindparam("after")).order_by(_key.c.kid).limit(bindparam("count")))
 _USE = Statement(
     update(_key)
     .values(uses=_key.c.uses + 1)
@@ -25,9 +23,7 @@ _USE = Statement(
     )
 )
 _REVOKE = Statement(
-    update(_key)
-    .values(revoked=bindparam("moment"))
-    .where(_key.c.kid == bindparam("wanted"), _key.c.revoked.is_(None))
+    update(_key).values(revoked=bindparam("moment")).where(_key.c.kid == bindparam("wanted"), _key.c.revoked.is_(None))
 )
 
 

@@ -22,7 +22,7 @@ from privyseal_ca.store.statement import Statement, Transaction
 
 _used = UsedNonce.__table__  # type: ignore[attr-defined]
 _USE = Statement(insert(_used))
-_SWEEP = Statement(delete(_used).where(_used.c.expires < bindparam("now")))
+_SWEEP = Statement(delete(_used).where(_used.c.nonce < bindparam("oldest")))
 
 _TIME, _RANDOM, _MAC = 4, 8, 12
 _SIZE = _TIME + _RANDOM + _MAC
@@ -61,12 +61,11 @@ class Nonces:
         message, mac = nonce[: _TIME + _RANDOM], nonce[_TIME + _RANDOM :]
         if len(nonce) != _SIZE or not hmac.compare_digest(mac, self._mac(message)):
             raise Problem("badNonce", "This server did not make the nonce, or not since it was last started.")
-        expires = int.from_bytes(message[:_TIME], "big") + self._lifetime
-        if self._clock.now() >= expires:
+        if self._clock.now() >= int.from_bytes(message[:_TIME], "big") + self._lifetime:
             raise Problem("badNonce", "The nonce is too old.")
 
         def use(transaction: Transaction) -> None:
-            transaction.execute(_USE, nonce=nonce, expires=expires)
+            transaction.execute(_USE, nonce=nonce)
 
         try:
             await self._store.write(use)
@@ -75,8 +74,8 @@ class Nonces:
 
     async def sweep(self) -> int:
         """Forget used nonces that are too old to be accepted anyway; how many there were."""
-        now = int(self._clock.now())
-        return await self._store.write(lambda tx: tx.execute(_SWEEP, now=now))
+        oldest = (int(self._clock.now()) - self._lifetime).to_bytes(_TIME, "big")
+        return await self._store.write(lambda tx: tx.execute(_SWEEP, oldest=oldest))
 
     def _mac(self, message: bytes) -> bytes:
         return hmac.digest(self._key, message, "sha256")[:_MAC]

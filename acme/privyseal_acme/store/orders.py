@@ -1,6 +1,6 @@
 """Statements on orders. Changes of state are compare-and-set: they say what the state must have been (P4)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import and_, bindparam, insert, or_, select, update
 
@@ -56,8 +56,7 @@ _REPLACING = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class OrderRow:
+class OrderRow(NamedTuple):
     """An order; the fields are those of the table."""
 
     id: str
@@ -79,7 +78,7 @@ class OrderRow:
 
 def add_order(transaction: Transaction, row: OrderRow) -> None:
     """Record a new order."""
-    transaction.execute(_INSERT, **{name: getattr(row, name) for name in row.__slots__})
+    transaction.execute(_INSERT, **row._asdict())
 
 
 def find_order(transaction: Transaction, order_id: str) -> OrderRow | None:

@@ -38,8 +38,8 @@ def parse_resolvers(texts: Sequence[str]) -> tuple[str, ...]:
 def _parse_resolver(text: str) -> str:
     host, port = text, "53"
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":") if rest else port
+        host, bracket, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") if rest or not bracket else port
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
     try:
@@ -114,7 +114,7 @@ class Lookup:
         return self._records(name, label, await self._fresh().ask(name, type_))
 
     def _fresh(self) -> Channel:
-        """The channel, with nothing remembered: not by another attempt, and not by this one before a redirect."""
+        """The channel, with no answers remembered. A channel to the system's servers is new with each attempt anyway."""
         if self._channel is None:
             self._channel = self._channels.borrow()
         if self._channels.servers:

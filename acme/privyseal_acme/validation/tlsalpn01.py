@@ -71,7 +71,7 @@ def certificate_fault(der: bytes, task: ChallengeTask) -> str:
         return f"has no {missing} extension"
     except (InvalidSignature, TypeError, UnsupportedAlgorithm):
         return "is not signed by its own key"
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return "is malformed or not self-signed"
 
 

@@ -12,7 +12,7 @@ from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.hsm.signer import WrappingKey
 from privyseal_ca.hsm.uri import KeyUri
 from privyseal_ca.ledger.entries import Kind
-from privyseal_ca.store.issuers import find_fact, set_fact
+from privyseal_ca.store.issuers import IssuerRow, find_fact, set_fact
 from privyseal_ca.store.statement import Transaction
 
 #: The fact that names the key that wraps secrets.
@@ -95,6 +95,11 @@ class KeyMaker:
 def attestation_text(attestation: KeyAttestation) -> str:
     """The attestation as an issuer's row keeps it."""
     return json.dumps(asdict(attestation), sort_keys=True)
+
+
+def attested_spki_sha256(issuer: IssuerRow) -> str:
+    """The hash of the issuer's SubjectPublicKeyInfo in hex, from its attestation."""
+    return str(json.loads(issuer.attestation)["spki_sha256"])
 
 
 def _step(label: str) -> str:

@@ -3,8 +3,9 @@
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
 
 T = TypeVar("T")
+Row = TypeVar("Row")
 
 
 def settings_of(invocation: Invocation) -> Settings:
@@ -77,6 +79,16 @@ async def opened_hsm(
         yield hsm
     finally:
         await hsm.close()
+
+
+async def every(store: Store, page: Callable[..., list[Row]], position: Callable[[Row], str]) -> list[Row]:
+    """All rows of a listing whose ``page`` takes ``after``, the position of the last row of the page before."""
+    rows: list[Row] = []
+    after = ""
+    while found := await store.read(partial(page, after=after)):
+        rows += found
+        after = position(found[-1])
+    return rows
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from privyseal_ca.ceremony.ceremony import Outcome
 from privyseal_ca.ceremony.initialise import initialise
-from privyseal_ca.ceremony.plan import NameSpace, Plan
+from privyseal_ca.ceremony.plan import Plan
 from privyseal_ca.ceremony.settings_file import FirstSettings
 from privyseal_ca.cli.frame import Command, Invocation, pass_invocation
 from privyseal_ca.cli.home import run, settings_of, surroundings_of
+from privyseal_ca.cli.options import constraint_options, name_space
 from privyseal_ca.config import ROOTS_FILE, ServerSettings, Settings, home_directory
 from privyseal_ca.errors import ConfigurationError
 from privyseal_ca.hsm.attributes import KeyAlgorithm
@@ -21,12 +22,6 @@ _EMBEDDED_ROOT_TOKEN = "privyseal-root"  # noqa: S105 (a label)
 _EMBEDDED_ISSUING_TOKEN = "privyseal-issuing"  # noqa: S105 (a label)
 _KEY_ALGORITHM = click.Choice(get_args(KeyAlgorithm))
 _FILE = click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path)
-_CONSTRAINTS = {
-    "dns": "DOMAIN",
-    "ip": "NETWORK",
-    "uri": "HOST",
-    "email": "DOMAIN",
-}
 
 
 def _server_setting(_: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -36,19 +31,6 @@ def _server_setting(_: click.Context, parameter: click.Parameter, value: str) ->
         except ValidationError as error:
             raise click.BadParameter(error.errors(include_input=False)[0]["msg"]) from error
     return value
-
-
-def _constraint_options(command: Any) -> Any:
-    """``--permit-TYPE`` and ``--exclude-TYPE`` for every type of name."""
-    for kind, metavar in reversed(_CONSTRAINTS.items()):
-        for verb, meaning in (("exclude", "cannot certify"), ("permit", "can certify only")):
-            command = click.option(
-                f"--{verb}-{kind}",
-                multiple=True,
-                metavar=metavar,
-                help=f"Name constraint: the intermediate {meaning} {kind} names in it. Repeatable.",
-            )(command)
-    return command
 
 
 @click.command("init", cls=Command)
@@ -64,7 +46,7 @@ def _constraint_options(command: Any) -> Any:
     is_flag=True,
     help="The root is elsewhere: write a request for the intermediate's certificate and stop.",
 )
-@_constraint_options
+@constraint_options
 @click.option("--allow-dns", multiple=True, metavar="SUFFIX", help="Domain that may be certified. Repeatable.")
 @click.option("--https", default="", callback=_server_setting, metavar="HOST:PORT", help="Listener for ACME.")
 @click.option("--http", default="", callback=_server_setting, metavar="HOST:PORT", help="Plain listener.")
@@ -144,15 +126,11 @@ def _plan(options: dict[str, Any], *, embedded: bool) -> Plan:
         root_key=options["root_key"],
         issuing_key=options["issuing_key"],
         offline_root=options["offline_root"],
-        names=NameSpace(permitted=_names(options, "permit"), excluded=_names(options, "exclude")),
+        names=name_space(options),
         module=module,
         root_token=root_token,
         issuing_token=options["issuing_token"] or _EMBEDDED_ISSUING_TOKEN,
     )
-
-
-def _names(options: dict[str, Any], verb: str) -> tuple[str, ...]:
-    return tuple(f"{kind}:{value}" for kind in _CONSTRAINTS for value in options[f"{verb}_{kind}"])
 
 
 def _flags(names: set[str]) -> str:

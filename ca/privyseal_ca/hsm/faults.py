@@ -81,6 +81,7 @@ REACTIONS: Mapping[type[CryptokiError], Reaction] = {
     codes.PinExpired: _PIN,
     codes.PinInvalid: _PIN,
     codes.PinLenRange: _PIN,
+    codes.PinTooWeak: _PIN,
     codes.UserPinNotInitialized: _PIN,
     # It cannot do what it was asked.
     codes.MechanismInvalid: _REQUEST,

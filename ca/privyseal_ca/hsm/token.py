@@ -195,7 +195,8 @@ class Token:
 
     def _refuse_pin(self, code: str) -> SignerMisconfiguredError:
         """Remember that the PIN was refused: a token locks itself after a few tries."""
-        self.module.refused_pins[self._identity] = code
+        if self._identity:
+            self.module.refused_pins[self._identity] = code
         self._refused = (
             f"The token {self.uri} refused the PIN ({code}); it is not tried again, so that the token does not lock.",
             "Correct the PIN, then restart.",

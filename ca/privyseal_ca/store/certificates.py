@@ -1,6 +1,6 @@
 """Statements on certificates, intents and revocations."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, delete, insert, select
 
@@ -42,8 +42,7 @@ _LIST = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class IntentRow:
+class IntentRow(NamedTuple):
     """An issuance between intent and end; the fields are those of the table."""
 
     serial: str
@@ -54,8 +53,7 @@ class IntentRow:
     correlation: str
 
 
-@dataclass(frozen=True, slots=True)
-class CertificateRow:
+class CertificateRow(NamedTuple):
     """An issued certificate; the fields are those of the table."""
 
     serial: str
@@ -70,8 +68,7 @@ class CertificateRow:
     der: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class RevocationRow:
+class RevocationRow(NamedTuple):
     """A revoked serial; the fields are those of the table."""
 
     issuer_id: str
@@ -83,15 +80,7 @@ class RevocationRow:
 
 def open_intent(transaction: Transaction, row: IntentRow) -> None:
     """Record that ``row`` is about to be signed."""
-    transaction.execute(
-        _INSERT_INTENT,
-        serial=row.serial,
-        issuer_id=row.issuer_id,
-        tbs_sha256=row.tbs_sha256,
-        not_after=row.not_after,
-        requester=row.requester,
-        correlation=row.correlation,
-    )
+    transaction.execute(_INSERT_INTENT, **row._asdict())
 
 
 def close_intent(transaction: Transaction, serial: str) -> bool:
@@ -106,19 +95,7 @@ def open_intents(transaction: Transaction) -> list[IntentRow]:
 
 def add_certificate(transaction: Transaction, row: CertificateRow) -> None:
     """Record an issued certificate."""
-    transaction.execute(
-        _INSERT_CERTIFICATE,
-        serial=row.serial,
-        issuer_id=row.issuer_id,
-        profile=row.profile,
-        requester=row.requester,
-        names=row.names,
-        not_before=row.not_before,
-        not_after=row.not_after,
-        spki_sha256=row.spki_sha256,
-        ledger_index=row.ledger_index,
-        der=row.der,
-    )
+    transaction.execute(_INSERT_CERTIFICATE, **row._asdict())
 
 
 def find_certificate(transaction: Transaction, serial: str) -> CertificateRow | None:
@@ -145,14 +122,7 @@ def list_certificates(
 
 def add_revocation(transaction: Transaction, row: RevocationRow) -> None:
     """Put a serial on the revocation list."""
-    transaction.execute(
-        _INSERT_REVOCATION,
-        issuer_id=row.issuer_id,
-        serial=row.serial,
-        revoked_at=row.revoked_at,
-        reason=row.reason,
-        not_after=row.not_after,
-    )
+    transaction.execute(_INSERT_REVOCATION, **row._asdict())
 
 
 def find_revocation(transaction: Transaction, issuer_id: str, serial: str) -> RevocationRow | None:

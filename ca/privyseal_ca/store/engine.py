@@ -142,7 +142,9 @@ class Store:
             StoreUnavailableError: the database failed.
         """
         if self._reader_pool is None:
-            return self._read(self._reader, unit)
+            # The writer's cache holds what it wrote; the reader's is empty after every commit of another connection.
+            idle = self._idle.is_set() and self._writer is not None
+            return self._read(self._writer if idle else self._reader, unit)
         return await self._loop.run_in_executor(self._reader_pool, self._read_pooled, unit)
 
     def _read(self, connection: Any, unit: Unit[T]) -> T:

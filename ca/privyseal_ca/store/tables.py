@@ -9,6 +9,8 @@ from sqlmodel import Field, SQLModel
 
 #: An integer of 64 bits that SQLite can use as its row id.
 _ROW_ID = BigInteger().with_variant(Integer(), "sqlite")
+#: SQLite keeps the row in the primary key's own tree: one page to write instead of two.
+_CLUSTERED = {"sqlite_with_rowid": False}
 
 
 class LedgerHead(SQLModel, table=True):
@@ -71,6 +73,8 @@ class Intent(SQLModel, table=True):
     requester: str = Field(sa_column=Column(Text, nullable=False))
     correlation: str = Field(sa_column=Column(Text, nullable=False))
 
+    __table_args__ = _CLUSTERED
+
 
 class Certificate(SQLModel, table=True):
     """An issued certificate. ``serial`` is 32 lower-case hex digits."""
@@ -105,6 +109,8 @@ class Revocation(SQLModel, table=True):
     reason: int | None = Field(sa_column=Column(Integer))
     not_after: int = Field(sa_column=Column(BigInteger, nullable=False))
 
+    __table_args__ = _CLUSTERED
+
 
 class BlockedKey(SQLModel, table=True):
     """A public key that is never certified again, as the SHA-256 of its SubjectPublicKeyInfo."""
@@ -115,6 +121,8 @@ class BlockedKey(SQLModel, table=True):
     reason: str = Field(sa_column=Column(Text, nullable=False))
     created: int = Field(sa_column=Column(BigInteger, nullable=False))
 
+    __table_args__ = _CLUSTERED
+
 
 class Secret(SQLModel, table=True):
     """A secret of the service itself, wrapped by a key in the token (promise P10)."""
@@ -124,6 +132,8 @@ class Secret(SQLModel, table=True):
     name: str = Field(sa_column=Column(Text, primary_key=True))
     wrapped: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
+    __table_args__ = _CLUSTERED
+
 
 class Fact(SQLModel, table=True):
     """A named fact about this authority, such as the URI of its wrapping key."""
@@ -132,3 +142,5 @@ class Fact(SQLModel, table=True):
 
     name: str = Field(sa_column=Column(Text, primary_key=True))
     value: str = Field(sa_column=Column(Text, nullable=False))
+
+    __table_args__ = _CLUSTERED

@@ -48,6 +48,7 @@ def upgrade() -> None:
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("correlation", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("acme_authorization", schema=None) as batch_op:
         batch_op.create_index("ix_acme_authorization_account", ["account_id", "value"], unique=False)
@@ -77,6 +78,7 @@ def upgrade() -> None:
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("correlation", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("acme_order", schema=None) as batch_op:
         batch_op.create_index("ix_acme_order_account", ["account_id", "created"], unique=False)
@@ -101,6 +103,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("spki_sha256"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "certificate",
@@ -132,12 +135,14 @@ def upgrade() -> None:
         sa.Column("expires", sa.BigInteger(), nullable=True),
         sa.Column("revoked", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("kid"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "fact",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "intent",
@@ -148,6 +153,7 @@ def upgrade() -> None:
         sa.Column("requester", sa.Text(), nullable=False),
         sa.Column("correlation", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("serial"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "issuer",
@@ -191,30 +197,26 @@ def upgrade() -> None:
         sa.Column("reason", sa.Integer(), nullable=True),
         sa.Column("not_after", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("issuer_id", "serial"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "secret",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("wrapped", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "used_nonce",
         sa.Column("nonce", sa.LargeBinary(), nullable=False),
-        sa.Column("expires", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("nonce"),
+        sqlite_with_rowid=False,
     )
-    with op.batch_alter_table("used_nonce", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_used_nonce_expires"), ["expires"], unique=False)
-
     op.execute("INSERT INTO ledger_head (id, size) VALUES (1, 0)")
 
 
 def downgrade() -> None:
     """Drop every table."""
-    with op.batch_alter_table("used_nonce", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_used_nonce_expires"))
-
     op.drop_table("used_nonce")
     op.drop_table("secret")
     op.drop_table("revocation")

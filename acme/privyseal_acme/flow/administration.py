@@ -1,0 +1,62 @@
+"""What operators do with accounts, beside what the accounts' owners can do themselves."""
+
+import orjson
+from sqlalchemy import bindparam, select
+
+from privyseal_acme.protocol.problems import unauthorized
+from privyseal_acme.store import accounts, authorizations, orders
+from privyseal_acme.store.accounts import AccountRow
+from privyseal_acme.store.tables import Account
+from privyseal_ca.errors import PolicyError
+from privyseal_ca.ledger.entries import Kind, encode_entry
+from privyseal_ca.ledger.log import append
+from privyseal_ca.store.statement import Statement, Transaction
+
+_account = Account.__table__  # type: ignore[attr-defined]
+_LIST = Statement(
+    select(_account).where(_account.c.id > bindparam("after")).order_by(_account.c.id).limit(bindparam("count"))
+)
+
+
+def list_accounts(transaction: Transaction, *, after: str = "", count: int = 100) -> list[AccountRow]:
+    """Up to ``count`` accounts whose id is after ``after``."""
+    return [AccountRow(*row) for row in transaction.all(_LIST, after=after, count=count)]
+
+
+def require_account(transaction: Transaction, account_id: str) -> AccountRow:
+    """The account with the id.
+
+    Raises:
+        PolicyError: there is none.
+    """
+    row = accounts.find_account(transaction, account_id)
+    if row is None:
+        raise PolicyError(
+            f"There is no account {account_id[:64]!r}.", hint="`privyseal account list` shows those that there are."
+        )
+    return row
+
+
+def deactivate_account(
+    transaction: Transaction, account_id: str, *, actor: str, correlation: str, now: float
+) -> AccountRow:
+    """End an account as its owner could (RFC 8555 section 7.3.6): pending work is cancelled, certificates stay valid.
+
+    Raises:
+        PolicyError: there is no such account, or it has ended before.
+    """
+    row = require_account(transaction, account_id)
+    if not accounts.deactivate_account(transaction, account_id):
+        raise PolicyError(f"The account {account_id} is deactivated already.")
+    reason = orjson.dumps(unauthorized("The account was deactivated by an administrator.").document()).decode()
+    cancelled = orders.cancel_open_orders(transaction, account_id, reason)
+    given_up = authorizations.deactivate_all(transaction, account_id)
+    entry = encode_entry(
+        Kind.ACCOUNT_DEACTIVATED,
+        time=now,
+        actor=actor,
+        correlation=correlation,
+        payload={"account": account_id, "authorizations": given_up, "orders": cancelled},
+    )
+    append(transaction, entry)
+    return row

@@ -1,0 +1,273 @@
+"""Looking at a home: what is in order, what is not, and what to do about it. Nothing is changed."""
+
+import http.client
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+from cryptography import x509
+
+from privyseal_ca.ceremony.certificates import fingerprint
+from privyseal_ca.ceremony.files import is_private
+from privyseal_ca.ceremony.initialise import ROOT_PIN, ceremony_state, make_hsm, make_store, pin_reader
+from privyseal_ca.ceremony.keys import WRAPPING_KEY_FACT, attested_spki_sha256
+from privyseal_ca.ceremony.transcript import FINISHED
+from privyseal_ca.clock import Clock, rfc3339
+from privyseal_ca.config import ROOTS_FILE, Settings, parse_listener
+from privyseal_ca.errors import PrivySealError
+from privyseal_ca.hsm.attributes import spki_sha256
+from privyseal_ca.hsm.softhsm import use_embedded
+from privyseal_ca.hsm.uri import KeyUri
+from privyseal_ca.issuance.profile import load_profiles
+from privyseal_ca.ledger.audit_tables import end_of_ledger
+from privyseal_ca.ledger.entries import decode_entry
+from privyseal_ca.ledger.log import entries
+from privyseal_ca.store.backends import Backend, backend_for
+from privyseal_ca.store.engine import Store
+from privyseal_ca.store.issuers import IssuerRow, all_issuers, chains, find_fact
+from privyseal_ca.store.migrate import schema_is_current
+
+_SOON = 90 * 86400
+_CLOCK_TOLERANCE = 60
+_HTTP_TIMEOUT = 2.0
+_MAX_ANSWER = 1 << 20
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Level
+    what: str
+    message: str
+    hint: str = ""
+
+
+Findings = AsyncIterator[Finding]
+
+
+class Doctor:
+    """Looks at the home of ``settings``."""
+
+    def __init__(self, settings: Settings, *, clock: Clock, environ: MutableMapping[str, str]) -> None:
+        self._settings = settings
+        self._home = settings.home
+        self._clock = clock
+        self._environ = environ
+
+    async def examine(self) -> Findings:
+        """Every finding, one after the other. An error ends only the examination that it happened in."""
+        local: list[tuple[str, Callable[[], Awaitable[Finding]]]] = [
+            ("home", self._check_home),
+            ("profiles", self._check_profiles),
+            ("schema", self._check_schema),
+        ]
+        usable = True
+        for what, check in local:
+            finding = await _guarded(what, check)
+            usable = usable and (what != "schema" or finding.level is not Level.FAIL)
+            yield finding
+        if usable:
+            async for finding in self._examine_store():
+                yield finding
+        for what, listener in (("https", self._settings.server.https), ("http", self._settings.server.http)):
+            yield self._check_listener(what, listener)
+
+    async def _examine_store(self) -> Findings:
+        store = make_store(self._backend(), self._settings)
+        try:
+            await store.open()
+            issuers = await store.read(all_issuers)
+            yield await _guarded("ledger", lambda: self._check_ledger(store))
+            for issuer in issuers:
+                pems = await store.read(partial(chains, issuer_id=issuer.id))
+                yield self._check_validity(issuer, pems)
+            yield await _guarded("pin", self._check_pin)
+            async for finding in self._examine_tokens(store, issuers):
+                yield finding
+        except PrivySealError as error:
+            yield Finding(Level.FAIL, "database", error.message, error.hint)
+        finally:
+            await store.close()
+
+    async def _examine_tokens(self, store: Store, issuers: list[IssuerRow]) -> Findings:
+        wrapping = await store.read(lambda tx: find_fact(tx, WRAPPING_KEY_FACT))
+        use_embedded(self._home, self._environ)
+        hsm = make_hsm(pin_reader(self._settings, self._environ, root_token="", root_pin_file=None), self._settings)
+
+        async def check_key(issuer: IssuerRow) -> Finding:
+            what = f"key {issuer.name}"
+            module = KeyUri.parse(issuer.key_uri).module_path
+            if module is None or not module.exists():
+                return Finding(Level.FAIL, what, f"The PKCS#11 module {module} is not there.", "Install it again.")
+            key = await hsm.open_signing_key(issuer.key_uri)
+            if spki_sha256(key.public_key) != attested_spki_sha256(issuer):
+                return Finding(
+                    Level.FAIL, what, f"The token holds another key under {issuer.key_uri}.", "Restore the token."
+                )
+            return Finding(Level.OK, what, "in its token, not extractable, and the one that was attested")
+
+        async def check_wrapping_key() -> Finding:
+            if wrapping is None:
+                return Finding(Level.FAIL, "wrapping key", "The authority has none.", "Restore the database.")
+            await hsm.open_wrapping_key(wrapping)
+            return Finding(Level.OK, "wrapping key", "in its token, not extractable")
+
+        try:
+            for issuer in issuers:
+                if issuer.state in {"active", "pending"}:
+                    yield await _guarded(f"key {issuer.name}", partial(check_key, issuer))
+            yield await _guarded("wrapping key", check_wrapping_key)
+        finally:
+            await hsm.close()
+
+    async def _check_home(self) -> Finding:
+        if not self._home.is_dir():
+            return Finding(Level.FAIL, "home", f"{self._home} is no folder.", "Run `privyseal init`.")
+        if self._home.stat().st_uid != os.geteuid():
+            return Finding(
+                Level.WARN, "home", f"{self._home} belongs to another user.", "Run commands as the user of the service."
+            )
+        if not is_private(self._home):
+            return Finding(Level.WARN, "home", f"{self._home} is open to others.", f"Run: chmod 700 {self._home}")
+        if (self._home / "secrets" / ROOT_PIN).exists():
+            return Finding(
+                Level.OK,
+                "home",
+                f"{self._home}, private; the root's PIN is in it",
+                "The service needs neither root-pin nor the root's token: keep both elsewhere if this machine is exposed.",
+            )
+        return Finding(Level.OK, "home", f"{self._home}, private")
+
+    async def _check_profiles(self) -> Finding:
+        profiles = load_profiles(self._home / self._settings.issuance.profiles_dir)
+        default = self._settings.issuance.default_profile
+        if default not in profiles:
+            return Finding(
+                Level.FAIL,
+                "profiles",
+                f"The default profile {default} does not exist.",
+                f"Set issuance.default_profile to one of {', '.join(profiles)}.",
+            )
+        return Finding(Level.OK, "profiles", f"{', '.join(profiles)}; {default} is the default")
+
+    async def _check_schema(self) -> Finding:
+        state = ceremony_state(self._settings, self._backend())
+        if state != FINISHED:
+            message = "The key ceremony was interrupted." if state else "There is no authority in the database."
+            return Finding(Level.FAIL, "schema", message, "Run `privyseal init`.")
+        if not schema_is_current(self._settings.database_url):
+            return Finding(
+                Level.WARN, "schema", "The database has an older schema.", "Starting the service upgrades it."
+            )
+        return Finding(Level.OK, "schema", "current")
+
+    async def _check_pin(self) -> Finding:
+        for path in (self._settings.hsm.pin_file, self._home / "secrets" / "pin"):
+            if path is not None and path.exists():
+                return (
+                    Finding(Level.OK, "pin", f"{path}, private")
+                    if is_private(path)
+                    else Finding(Level.FAIL, "pin", f"{path} can be read by others.", f"Run: chmod 600 {path}")
+                )
+        return Finding(Level.OK, "pin", "from the environment or a credential")
+
+    async def _check_ledger(self, store: Store) -> Finding:
+        found = await store.read(end_of_ledger)
+        if found is None or found[0] != found[1]:
+            return Finding(Level.FAIL, "ledger", "Head and entries disagree.", "Run `privyseal ledger verify`.")
+        last = next(iter(await store.read(lambda tx: list(entries(tx, first=found[0] - 1, count=1)))))
+        written = str(decode_entry(last.entry)["time"])
+        # RFC 3339 text in UTC is ordered as the times are. Issued entries carry notBefore, which lies before.
+        if written > rfc3339(self._clock.now() + _CLOCK_TOLERANCE):
+            return Finding(
+                Level.FAIL,
+                "clock",
+                f"This machine's clock says {rfc3339(self._clock.now())}; the ledger was last written at {written}.",
+                "Set the clock.",
+            )
+        return Finding(Level.OK, "ledger", f"{found[0]} entries, the last at {written}; {len(found[2])} in flight")
+
+    def _check_validity(self, issuer: IssuerRow, pems: list[str]) -> Finding:
+        what = f"issuer {issuer.name}"
+        if issuer.state == "pending":
+            return Finding(Level.WARN, what, "waits for its certificate", "Import it with `privyseal issuer import`.")
+        if not pems:
+            return Finding(Level.FAIL, what, "has no certificate", "Import it with `privyseal issuer import`.")
+        certificate = x509.load_pem_x509_certificates(pems[0].encode())[0]
+        now = self._clock.now()
+        left = certificate.not_valid_after_utc.timestamp() - now
+        if certificate.not_valid_before_utc.timestamp() > now:
+            return Finding(Level.FAIL, what, "is not valid yet", "Set this machine's clock.")
+        if issuer.state != "retired" and left <= 0:
+            return Finding(Level.FAIL, what, "has expired", "Make another with `privyseal issuer create`.")
+        days = f"{issuer.state}, {int(left // 86400)} days left"
+        if issuer.state != "retired" and left < _SOON:
+            return Finding(Level.WARN, what, days, "Make another with `privyseal issuer create`.")
+        return Finding(Level.OK, what, days)
+
+    def _check_listener(self, what: str, listener: str) -> Finding:
+        host, port = parse_listener(listener)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+        except OSError as error:
+            state = service_state(self._settings)
+            if state is not None:
+                return Finding(Level.OK, what, f"{listener}, in use by the running service, which is {state}")
+            return Finding(
+                Level.FAIL,
+                what,
+                f"{listener} cannot be bound: {error.strerror}.",
+                f"Free the port, or set server.{what} to another.",
+            )
+        return Finding(Level.OK, what, f"{listener}, free")
+
+    def _backend(self) -> Backend:
+        return backend_for(self._settings.database_url, durable=True, timeout=self._settings.database.timeout)
+
+
+def service_state(settings: Settings) -> str | None:
+    """What this home's service says on its plain listener: ``ready``, ``not ready``, or None when it does not answer."""
+    host, port = parse_listener(settings.server.http)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (compared, not bound)
+    try:
+        # Another authority may answer there: ours is the one that hands out our roots.
+        status, roots = _get(host, port, f"/{ROOTS_FILE}")
+        if status != 200 or not _fingerprints(roots) & _fingerprints((settings.home / ROOTS_FILE).read_bytes()):
+            return None
+        return "ready" if _get(host, port, "/readyz")[0] == 200 else "not ready"
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
+    with closing(http.client.HTTPConnection(host, port, timeout=_HTTP_TIMEOUT)) as connection:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read(_MAX_ANSWER)
+
+
+def _fingerprints(pem: bytes) -> set[str]:
+    return {fingerprint(certificate) for certificate in x509.load_pem_x509_certificates(pem)}
+
+
+async def _guarded(what: str, check: Callable[[], Awaitable[Finding]]) -> Finding:
+    try:
+        return await check()
+    except PrivySealError as error:
+        return Finding(Level.FAIL, what, error.message, error.hint)

@@ -1,0 +1,112 @@
+"""One initialised authority for the whole run, and as many fresh copies of its database as there are tests.
+
+The real ceremony makes it, in the token directory of :mod:`fakes.softhsm`: SoftHSM's configuration belongs to the process,
+so there is one home and one set of CA keys for each run of pytest. What differs between tests is the database, a copy of the
+file that the ceremony left, and the settings::
+
+    def test_something(make_settings):
+        settings = make_settings(acme={"orders_page": 2}, validation={"resolvers": ("127.0.0.1:5353",)})
+
+``make_settings(**sections)`` gives :class:`~privyseal_ca.config.Settings` with a database of their own, free ports for the
+listeners and for validation, and whatever the sections override; nothing is started. An asynchronous test goes on with
+``async with privyseal_acme.service.running(settings, Parts(clock=FakeClock()))``; a synchronous one takes the fixtures of
+:mod:`fakes.service`. A test that needs a home on disk of its own, or another process, runs ``privyseal init`` itself
+in an environment without ``SOFTHSM2_CONF``.
+"""
+
+import asyncio
+import itertools
+import os
+import sqlite3
+import tomllib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.dns import LOOPBACK, free_port
+
+from privyseal_ca.ceremony.initialise import Surroundings, initialise
+from privyseal_ca.ceremony.plan import NameSpace, Plan
+from privyseal_ca.ceremony.settings_file import FirstSettings
+from privyseal_ca.clock import SystemClock
+from privyseal_ca.config import SETTINGS_FILE, Settings
+
+MakeSettings = Callable[..., Settings]
+
+#: What tests need otherwise than operators: a validation that fails does so at once.
+_OVERRIDES: Mapping[str, Mapping[str, Any]] = {
+    "validation": {"attempts": 1, "retry_delay": 0, "timeout": 5},
+    "server": {"shutdown_grace": 5},
+}
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory, softhsm_home: Path, softhsm_module: Path) -> Path:
+    """The home of an authority with root, intermediate and secrets. Its own database is never served from."""
+    directory = tmp_path_factory.mktemp("home")
+    plan = Plan(
+        organization="Protocol Tests",
+        root_common_name="Protocol Tests Root CA",
+        issuing_common_name="Protocol Tests Issuing CA 1",
+        root_key="ec-p256",
+        issuing_key="ec-p256",
+        offline_root=False,
+        names=NameSpace(),
+        module=softhsm_module,
+        root_token=f"root-{os.getpid()}",
+        issuing_token=f"issuing-{os.getpid()}",
+    )
+    surroundings = Surroundings(
+        # The process's own variable names the run's directory of tokens; the ceremony need not know.
+        environ={},
+        clock=SystemClock(),
+        random_bytes=os.urandom,
+        actor="operator:tests",
+        correlation="tests",
+        progress=lambda _: None,
+    )
+    ceremony = initialise(
+        directory, plan, FirstSettings(), embedded=True, root_pin_file=None, surroundings=surroundings
+    )
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, ceremony).result()
+    return directory
+
+
+@pytest.fixture(scope="session")
+def settings_factory(home: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeSettings:
+    """Makes settings with a fresh database; see the module."""
+    document = tomllib.loads((home / SETTINGS_FILE).read_text(encoding="utf-8"))
+    databases = tmp_path_factory.mktemp("databases")
+
+    def make(**sections: Mapping[str, Any]) -> Settings:
+        database = databases / f"{next(_numbers)}.db"
+        copy_database(home / "privyseal.db", database)
+        merged = {name: dict(section) for name, section in document.items()}
+        own = {
+            "database": {"url": f"sqlite:///{database}"},
+            "server": {"https": f"{LOOPBACK}:{free_port()}", "http": f"{LOOPBACK}:{free_port()}"},
+            "validation": {"http_port": free_port(), "tls_port": free_port()},
+        }
+        for layer in (_OVERRIDES, own, sections):
+            for name, section in layer.items():
+                merged[name] = {**merged.get(name, {}), **section}
+        return Settings(**merged).model_copy(update={"home": home})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_settings(settings_factory: MakeSettings) -> MakeSettings:
+    """The same as ``settings_factory``."""
+    return settings_factory
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a SQLite database, whatever is in its write-ahead log included."""
+    with closing(sqlite3.connect(source)) as reader, closing(sqlite3.connect(target)) as writer:
+        reader.backup(writer)
