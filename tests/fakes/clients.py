@@ -1,51 +1,22 @@
-"""What the tests with real ACME clients share: one server and one DNS for the run, certbot and lego as commands, and a
-check of what they were given by tools that did not make it.
+"""certbot and lego as commands, and a check of what they were given by tools that did not make it."""
 
-Use it with ``pytest_plugins = ("fakes.clients",)`` and the fixtures ``server``, ``names``, ``certbot`` and ``lego``.
-"""
-
-import itertools
-import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-import pytest
 from cryptography import x509
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
-from fakes.dns import LOOPBACK, Knot, knot
-from fakes.process import ServerProcess, clean_environment, run_command, served
+from fakes.dns import LOOPBACK, Knot
+from fakes.process import ServerProcess, clean_environment, run_command
 
 CERTBOT = Path(sys.executable).with_name("certbot")
 DNS_HOOK = Path(__file__).with_name("dns_hook.py")
 ZONE = "corp.internal"
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="session")
-def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Knot]:
-    """DNS for ``corp.internal``, every name of which is this machine."""
-    with knot(tmp_path_factory.mktemp("knot"), zones=(ZONE,)) as dns:
-        dns.set(f"*.{ZONE}", "A", LOOPBACK)
-        yield dns
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, names: Knot) -> Iterator[ServerProcess]:
-    """The real command, serving a fresh home."""
-    with served(tmp_path_factory.mktemp("server") / "home", {"VALIDATION__RESOLVERS": f'["{names.address}"]'}) as one:
-        yield one
-
-
-@pytest.fixture
-def name() -> str:
-    """A name that no other test uses."""
-    return f"web{next(_numbers)}-{os.getpid()}.{ZONE}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +56,7 @@ class Certbot:
 
     def dns(self, dns: Knot) -> tuple[str, ...]:
         """The options of dns-01."""
-        hook = f"{sys.executable} {DNS_HOOK} {dns.port} {ZONE}"
+        hook = f"{sys.executable} -P {DNS_HOOK} {dns.port} {ZONE}"
         return (
             *("--manual", "--preferred-challenges", "dns"),
             *("--manual-auth-hook", f"{hook} add", "--manual-cleanup-hook", f"{hook} delete"),
@@ -94,12 +65,6 @@ class Certbot:
     def lineage(self, lineage: str) -> Path:
         """The folder of the certificate's current files."""
         return self.folder / "config" / "live" / lineage
-
-
-@pytest.fixture
-def certbot(server: ServerProcess, tmp_path: Path) -> Certbot:
-    """certbot for ``server``."""
-    return Certbot(server, tmp_path)
 
 
 @dataclass(frozen=True)
@@ -136,12 +101,6 @@ class Lego:
     def certificate(self, name: str) -> Path:
         """The chain that was issued for ``name`` first."""
         return self.folder / "certificates" / f"{name}.crt"
-
-
-@pytest.fixture
-def lego(server: ServerProcess, tmp_path: Path) -> Lego:
-    """lego for ``server``."""
-    return Lego(server, tmp_path)
 
 
 def read_chain(path: Path) -> list[x509.Certificate]:

@@ -8,6 +8,8 @@ and the validations; only the clock is a :class:`FakeClock`. Fixtures:
     its rows takes ``fresh_service``, or makes accounts and names of their own.
 ``fresh_service``
     one for a single test.
+``client`` and ``fresh_client``
+    an account at either of them; ``new_client(service)`` makes more.
 ``start_service``
     a factory, ``start_service(acme={...}, validation={...})``, whose services end with the test.
 
@@ -16,24 +18,31 @@ Tests are synchronous: :mod:`fakes.acme_client` talks to the service over TLS as
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import uvloop
+from fakes.acme_client import AcmeClient, JwsKey
 from fakes.dns import Knot, knot
 from fakes.home import MakeSettings
+from fakes.http01 import Http01, http01_responder
+from sqlalchemy import func, select
+from sqlmodel import SQLModel
 
+from privyseal_acme.flow.eab import EabKeys, NewEabKey
 from privyseal_acme.service import Parts, Service, running
 from privyseal_ca.config import ROOTS_FILE, Settings
-from privyseal_ca.store.statement import Transaction
+from privyseal_ca.store.statement import Statement, Transaction
 
 T = TypeVar("T")
 StartService = Callable[..., "RunningService"]
+NewClient = Callable[..., AcmeClient]
 
 _PATIENCE = 60
 
@@ -94,6 +103,25 @@ class RunningService:
         """Change the service's database."""
         return self.call(self.service.context.store.write(unit))
 
+    def counts(self) -> dict[str, int]:
+        """How many rows each table has: what a refused request must leave alike. The ledger is one of them."""
+        tables = SQLModel.metadata.tables
+        statements = {name: Statement(select(func.count()).select_from(table)) for name, table in tables.items()}
+        return self.read(lambda tx: {name: int(tx.all(statement)[0][0]) for name, statement in statements.items()})
+
+    def eab_key(self, **options: Any) -> NewEabKey:
+        """A key for external account binding."""
+        context = self.service.context
+        keys = EabKeys(
+            store=context.store,
+            clock=self.clock,
+            random_bytes=os.urandom,
+            policies=self.settings.policy,
+            actor="operator:tests",
+            correlation="tests",
+        )
+        return self.call(keys.create(context.wrapping_key, **options))
+
     def start(self) -> None:
         """Return when requests are answered."""
         self._thread.start()
@@ -148,28 +176,56 @@ def dns_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Knot]:
         yield server
 
 
-@contextmanager
-def _factory(make_settings: MakeSettings, dns_server: Knot) -> Iterator[StartService]:
-    with ExitStack() as stack:
+def txt_setter(dns_server: Knot) -> Callable[..., None]:
+    """Sets TXT records below a name that keeps its address: a record below a name hides the zone's wildcard from it."""
 
-        def start(*, parts: dict[str, Any] | None = None, **sections: dict[str, Any]) -> RunningService:
-            sections["validation"] = {"resolvers": (dns_server.address,), **sections.get("validation", {})}
-            return stack.enter_context(serving(make_settings(**sections), **(parts or {})))
+    def set_txt(name: str, *values: str) -> None:
+        dns_server.set(name.partition(".")[2], "A", "127.0.0.1")
+        dns_server.set(name, "TXT", *(f'"{value}"' for value in values))
 
-        yield start
+    return set_txt
+
+
+@pytest.fixture(scope="session")
+def http01() -> Iterator[Http01]:
+    """What answers http-01 for every name under ``test`` and for 127.0.0.1."""
+    with http01_responder() as responder:
+        yield responder
+
+
+@pytest.fixture(scope="session")
+def service_factory(
+    make_settings: MakeSettings, dns_server: Knot, http01: Http01
+) -> Callable[[], AbstractContextManager[StartService]]:
+    """Gives a ``start_service`` for as long as its context lasts."""
+
+    @contextmanager
+    def factory() -> Iterator[StartService]:
+        with ExitStack() as stack:
+
+            def start(*, parts: dict[str, Any] | None = None, **sections: dict[str, Any]) -> RunningService:
+                surroundings = {"resolvers": (dns_server.address,), "http_port": http01.port}
+                sections["validation"] = {**surroundings, **sections.get("validation", {})}
+                return stack.enter_context(serving(make_settings(**sections), **(parts or {})))
+
+            yield start
+
+    return factory
 
 
 @pytest.fixture
-def start_service(make_settings: MakeSettings, dns_server: Knot) -> Iterator[StartService]:
+def start_service(
+    service_factory: Callable[[], AbstractContextManager[StartService]],
+) -> Iterator[StartService]:
     """Starts services with settings of the test's choice."""
-    with _factory(make_settings, dns_server) as start:
+    with service_factory() as start:
         yield start
 
 
 @pytest.fixture(scope="module")
-def service(make_settings: MakeSettings, dns_server: Knot) -> Iterator[RunningService]:
+def service(service_factory: Callable[[], AbstractContextManager[StartService]]) -> Iterator[RunningService]:
     """A service that the tests of a module share."""
-    with _factory(make_settings, dns_server) as start:
+    with service_factory() as start:
         yield start()
 
 
@@ -177,3 +233,32 @@ def service(make_settings: MakeSettings, dns_server: Knot) -> Iterator[RunningSe
 def fresh_service(start_service: StartService) -> RunningService:
     """A service for one test alone."""
     return start_service()
+
+
+@pytest.fixture
+def new_client(http01: Http01, dns_server: Knot) -> Iterator[NewClient]:
+    """Makes clients: ``new_client(service, alg="ES256", registered=True)``."""
+    with ExitStack() as stack:
+
+        def make(service: RunningService, *, alg: str = "ES256", registered: bool = True) -> AcmeClient:
+            client = AcmeClient(
+                service.directory, service.roots, http01=http01, set_txt=txt_setter(dns_server), key=JwsKey(alg)
+            )
+            stack.callback(client.close)
+            if registered:
+                client.register()
+            return client
+
+        yield make
+
+
+@pytest.fixture
+def client(service: RunningService, new_client: NewClient) -> AcmeClient:
+    """A new account at the module's service."""
+    return new_client(service)
+
+
+@pytest.fixture
+def fresh_client(fresh_service: RunningService, new_client: NewClient) -> AcmeClient:
+    """An account at the test's own service."""
+    return new_client(fresh_service)

@@ -1,6 +1,6 @@
 """Statements on keys for external account binding (RFC 8555 section 7.3.4)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, insert, or_, select, update
 
@@ -27,8 +27,7 @@ _REVOKE = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class EabKeyRow:
+class EabKeyRow(NamedTuple):
     """A key for external account binding; the fields are those of the table."""
 
     kid: str
@@ -45,7 +44,7 @@ class EabKeyRow:
 
 def add_eab_key(transaction: Transaction, row: EabKeyRow) -> None:
     """Keep a new key."""
-    transaction.execute(_INSERT, **{name: getattr(row, name) for name in row.__slots__})
+    transaction.execute(_INSERT, **row._asdict())
 
 
 def find_eab_key(transaction: Transaction, kid: str) -> EabKeyRow | None:

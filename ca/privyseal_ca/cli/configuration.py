@@ -1,12 +1,16 @@
 """``privyseal config``."""
 
 import json
+import re
 
 import click
 
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import settings_of
 from privyseal_ca.cli.manual import configuration_page
+
+# postgresql://USER:PASSWORD@HOST (promise P10)
+_PASSWORD = re.compile(r"(://[^/@:]*:)[^@]*@")
 
 
 @click.group("config", cls=Group)
@@ -19,6 +23,7 @@ def config() -> None:
 def show(invocation: Invocation) -> None:
     """Show the settings in force: the file's, overridden by the environment, with the defaults for the rest."""
     document = json.loads(settings_of(invocation).model_dump_json(exclude={"hsm": {"pin"}}))
+    document["database"]["url"] = _PASSWORD.sub(r"\g<1>***@", document["database"]["url"])
     lines = [f"{key} = {json.dumps(value)}" for key, value in _flat(document)]
     invocation.result(document, "\n".join(lines))
 

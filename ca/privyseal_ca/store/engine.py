@@ -4,8 +4,9 @@ A unit of work is a plain function of a :class:`Transaction`. Units that arrive 
 together in the next transaction, each in a savepoint of its own, so that the cost of one durable commit is shared and
 the failure of one unit spoils no other. ``write`` returns only after the commit is durable.
 
-With SQLite the statements, microseconds each, run on the event loop's thread and only the commit, which waits for the
-disk, runs on the writer's thread: one hop for a whole group. With PostgreSQL the group runs on the writer's thread.
+With SQLite the statements, microseconds each, run on the event loop's thread. The commit, which waits for the disk, runs
+on the writer's thread, one hop for a whole group, unless the disk has lately been so fast that the hop would cost more
+than the wait. With PostgreSQL the group runs on the writer's thread.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
+from time import perf_counter
 from typing import Any, TypeVar
 
 from privyseal_ca.errors import StoreError, StoreUnavailableError
@@ -25,6 +27,10 @@ T = TypeVar("T")
 Unit = Callable[[Transaction], T]
 
 _GROUP = 256
+#: Commits that take less than this many seconds on average are made on the event loop's thread.
+_SHORT_COMMIT = 0.0004
+#: The share of the newest commit in that average, and how much a slow one weighs at most.
+_NEWEST, _SLOWEST = 0.1, 0.01
 
 
 class _Pending:
@@ -67,6 +73,8 @@ class Store:
         self._loop: asyncio.AbstractEventLoop
         self._idle = asyncio.Event()
         self._idle.set()
+        #: How long a commit takes, in seconds; unknown at first, so the first ones are made off the loop.
+        self._commit_seconds = _SLOWEST
         #: Whether the last use of the database went well; readiness is derived from it.
         self.available = False
 
@@ -186,11 +194,10 @@ class Store:
             return
         try:
             self._apply(group)
-            if self._group_commit:
+            if self._group_commit and self._commit_seconds > _SHORT_COMMIT:
                 self._jobs.put(lambda: self._run_group(group, begun=True))
                 return
-            self._writer.execute("COMMIT")
-            self.available = True
+            self._commit()
         except self._backend.errors as error:
             self._abandon(group, error)
         self._finish_group(group)
@@ -202,8 +209,7 @@ class Store:
                     self._writer = self._backend.connect(writing=True)
                 self._backend.begin_patiently(self._writer)
                 self._apply(group)
-            self._writer.execute("COMMIT")
-            self.available = True
+            self._commit()
         except self._backend.errors as error:
             self._abandon(group, error)
         except StoreError as error:
@@ -238,6 +244,13 @@ class Store:
                     cursor.execute(self._backend.begin)
             if not alone:
                 cursor.execute("RELEASE SAVEPOINT unit")
+
+    def _commit(self) -> None:
+        begun = perf_counter()
+        self._writer.execute("COMMIT")
+        took = min(perf_counter() - begun, _SLOWEST)
+        self._commit_seconds += (took - self._commit_seconds) * _NEWEST
+        self.available = True
 
     def _abandon(self, group: Sequence[_Pending], error: Exception) -> None:
         """The transaction failed as a whole: nobody is told of success, and the connection starts afresh."""
