@@ -25,7 +25,7 @@ lint: setup-test ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=ca:acme $(BIN)/lint-imports
 
 format: setup-test ## write the code in its one form
 	$(BIN)/ruff format .
@@ -33,6 +33,9 @@ format: setup-test ## write the code in its one form
 
 test: setup-test ## every test, real clients and servers included
 	$(BIN)/pytest
+
+bench: setup-test ## orders per second and server CPU per certificate
+	$(BIN)/python tests/bench/orders.py
 
 lock: setup ## resolve the dependencies anew into the lock files
 	bash deploy/lock.sh

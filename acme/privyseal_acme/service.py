@@ -14,7 +14,6 @@ from pathlib import Path
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from sqlalchemy.schema import CreateTable
 
 from privyseal_acme.flow.accounts import AccountFlow
 from privyseal_acme.flow.authorizations import AuthorizationFlow
@@ -27,8 +26,7 @@ from privyseal_acme.flow.validation import ValidationQueue
 from privyseal_acme.listener import Listener
 from privyseal_acme.protocol.urls import Urls, new_id
 from privyseal_acme.server_tls import ServerTls
-from privyseal_acme.store.nonces import Nonces
-from privyseal_acme.store.tables import UsedNonce
+from privyseal_acme.store.nonces import Nonces, create_nonce_table
 from privyseal_acme.validation.validator import Validator
 from privyseal_acme.web.app import acme_app
 from privyseal_acme.web.authenticate import Authenticator
@@ -53,7 +51,7 @@ from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import all_issuers, chains, find_fact, find_secret
 from privyseal_ca.store.migrate import migrate
-from privyseal_ca.store.statement import Statement, Transaction
+from privyseal_ca.store.statement import Transaction
 from privyseal_ca.telemetry.metrics import Metrics
 from privyseal_ca.web.status import Anchors, Readiness, status_app
 
@@ -167,9 +165,7 @@ async def _open_nonce_store(settings: Settings, main: Store, stack: AsyncExitSta
     store = Store(backend, queue=settings.database.queue, group_commit=False)
     await store.open()
     stack.push_async_callback(store.close)
-    table = UsedNonce.__table__  # type: ignore[attr-defined]
-    create = Statement(CreateTable(table, if_not_exists=True))
-    await store.write(lambda tx: tx.execute(create))
+    await store.write(create_nonce_table)
     return store
 
 

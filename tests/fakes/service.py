@@ -32,12 +32,14 @@ from fakes.acme_client import AcmeClient, JwsKey
 from fakes.dns import Knot, knot
 from fakes.home import MakeSettings
 from fakes.http01 import Http01, http01_responder
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlmodel import SQLModel
 
 from privyseal_acme.flow.eab import EabKeys, NewEabKey
 from privyseal_acme.service import Parts, Service, running
 from privyseal_ca.config import ROOTS_FILE, Settings
+from privyseal_ca.ledger.entries import decode_entry
+from privyseal_ca.ledger.log import entries
 from privyseal_ca.store.statement import Statement, Transaction
 
 T = TypeVar("T")
@@ -103,11 +105,21 @@ class RunningService:
         """Change the service's database."""
         return self.call(self.service.context.store.write(unit))
 
-    def counts(self) -> dict[str, int]:
-        """How many rows each table has: what a refused request must leave alike. The ledger is one of them."""
-        tables = SQLModel.metadata.tables
-        statements = {name: Statement(select(func.count()).select_from(table)) for name, table in tables.items()}
-        return self.read(lambda tx: {name: int(tx.all(statement)[0][0]) for name, statement in statements.items()})
+    def state(self) -> dict[str, list[Any]]:
+        """Every row of every table, the ledger's included."""
+        statements = {name: Statement(select(table)) for name, table in SQLModel.metadata.tables.items()}
+        return self.read(lambda tx: {name: sorted(map(repr, tx.all(each))) for name, each in statements.items()})
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Fails when anything in the database is different at the end."""
+        before = self.state()
+        yield
+        assert self.state() == before
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """The entries of the ledger."""
+        return self.read(lambda tx: [decode_entry(row.entry) for row in entries(tx, count=100_000)])
 
     def eab_key(self, **options: Any) -> NewEabKey:
         """A key for external account binding."""

@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Callable
 
 from sqlalchemy import bindparam, delete, insert
+from sqlalchemy.schema import CreateTable
 
 from privyseal_acme.protocol.encoding import decode, encode
 from privyseal_acme.protocol.problems import Problem, malformed
@@ -24,8 +25,15 @@ _used = UsedNonce.__table__  # type: ignore[attr-defined]
 _USE = Statement(insert(_used))
 _SWEEP = Statement(delete(_used).where(_used.c.nonce < bindparam("oldest")))
 
+_CREATE = Statement(CreateTable(_used, if_not_exists=True))
+
 _TIME, _RANDOM, _MAC = 4, 8, 12
 _SIZE = _TIME + _RANDOM + _MAC
+
+
+def create_nonce_table(transaction: Transaction) -> None:
+    """Make the table, for a database that has nothing else in it."""
+    transaction.execute(_CREATE)
 
 
 class Nonces:

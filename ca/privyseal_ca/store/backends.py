@@ -139,6 +139,21 @@ class SqliteBackend:
         return handle
 
 
+class _Connection(psycopg.Connection[Any]):
+    """A connection that is given up when the server does not answer: its own time limits bind only a server that runs."""
+
+    patience = 0.0
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """Wait for the server, at most ``patience`` seconds where no shorter time is asked for."""
+        try:
+            return super().wait(gen, interval, self.patience if timeout is None else timeout)
+        except psycopg.OperationalError:
+            if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+                self.pgconn.finish()
+            raise
+
+
 class PostgresqlBackend:
     """PostgreSQL through psycopg."""
 
@@ -175,14 +190,15 @@ class PostgresqlBackend:
         connection.execute(self.begin)
 
     def is_busy(self, error: Exception) -> bool:
-        """Never: waiting happens in the writer's thread, bounded by lock_timeout."""
-        del error
-        return False
+        """What the server says when one of its time limits passed, which is what waiting for a lock ends with."""
+        return isinstance(error, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled)
 
     def translate(self, error: Exception) -> StoreError:
-        """Integrity errors are conflicts; everything else means the database is not usable now."""
+        """Integrity errors are conflicts, data errors are the unit's own fault; all else means that it is not usable now."""
         if isinstance(error, psycopg.IntegrityError):
             return StoreConflictError(f"The database refused a change: {_first_line(error)}.")
+        if isinstance(error, psycopg.DataError):
+            return StoreError(f"The database cannot hold a value: {_first_line(error)}.")
         return StoreUnavailableError(
             f"PostgreSQL did not answer as it should: {_first_line(error)}.",
             hint="Try again; `privyseal doctor` says more.",

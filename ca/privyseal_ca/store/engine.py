@@ -12,7 +12,7 @@ than the wait. With PostgreSQL the group runs on the writer's thread.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
@@ -46,12 +46,14 @@ class _Pending:
 
     def settle(self) -> None:
         """Hand the outcome to whoever waits."""
+        # The error's traceback leads back here: let go of it.
+        error, self.error = self.error, None
         if self.future.done():
             return
-        if self.error is None:
+        if error is None:
             self.future.set_result(self.value)
         else:
-            self.future.set_exception(self.error)
+            self.future.set_exception(error)
 
 
 class Store:
@@ -66,6 +68,7 @@ class Store:
         self._writer: Any = None
         self._reader: Any = None
         self._reader_local = threading.local()
+        self._pooled: list[Any] = []
         self._readers = readers
         self._reader_pool: ThreadPoolExecutor | None = None
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -111,7 +114,7 @@ class Store:
             await asyncio.to_thread(self._thread.join)
         if self._reader_pool is not None:
             await asyncio.to_thread(self._reader_pool.shutdown)
-        for connection in (self._writer, self._reader):
+        for connection in (self._writer, self._reader, *self._pooled):
             if connection is not None:
                 with suppress(self._backend.errors):
                     connection.close()
@@ -152,77 +155,110 @@ class Store:
         if self._reader_pool is None:
             # The writer's cache holds what it wrote; the reader's is empty after every commit of another connection.
             idle = self._idle.is_set() and self._writer is not None
-            return self._read(self._writer if idle else self._reader, unit)
-        return await self._loop.run_in_executor(self._reader_pool, self._read_pooled, unit)
+            return self._read(lambda: self._begin_reading(self._writer if idle else self._reader), unit)
+        return await self._loop.run_in_executor(self._reader_pool, self._read, self._begin_reading_pooled, unit)
 
-    def _read(self, connection: Any, unit: Unit[T]) -> T:
+    def _read(self, begin: Callable[[], Any], unit: Unit[T]) -> T:
+        connection = None
         try:
+            connection = begin()
             cursor = connection.cursor()
-            cursor.execute("BEGIN")
             try:
                 return unit(Transaction(cursor, self._backend.dialect))
             finally:
                 cursor.execute("COMMIT")
         except self._backend.errors as error:
-            with suppress(self._backend.errors):
-                connection.rollback()
+            if connection is not None:
+                with suppress(self._backend.errors):
+                    connection.rollback()
             raise self._failure(error) from error
 
-    def _read_pooled(self, unit: Unit[T]) -> T:
+    def _begin_reading(self, connection: Any) -> Any:
+        connection.execute("BEGIN")
+        return connection
+
+    def _begin_reading_pooled(self) -> Any:
+        """This thread's connection, or a new one where it died since its last use, as in a restart of the server."""
         connection = getattr(self._reader_local, "connection", None)
-        if connection is None or connection.closed:
-            connection = self._reader_local.connection = self._backend.connect(writing=False)
-        return self._read(connection, unit)
+        if connection is not None:
+            try:
+                connection.execute("BEGIN")
+            except self._backend.errors:
+                self._reader_local.connection = None
+                self._pooled.remove(connection)
+                with suppress(self._backend.errors):
+                    connection.close()
+            else:
+                return connection
+        connection = self._reader_local.connection = self._backend.connect(writing=False)
+        self._pooled.append(connection)
+        connection.execute("BEGIN")
+        return connection
 
     # The writer. `_start_group` and `_finish_group` run on the loop, jobs on the writer's thread; a group is in exactly
     # one of them at a time, so the writing connection is never used by two threads at once.
 
     def _start_group(self) -> None:
         group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _GROUP))]
-        if not self._backend.inline or self._writer is None:
-            self._jobs.put(lambda: self._run_group(group, begun=False))
-            return
         try:
-            self._writer.execute(self._backend.begin)
-        except self._backend.errors as error:
-            if not self._backend.is_busy(error):
-                self._fail(group, self._failure(error))
-                self._finish_group(group)
-                return
-            # Another process writes: wait for it on the writer's thread, not on the loop.
+            begun = self._backend.inline and self._writer is not None
+            if begun:
+                self._writer.execute(self._backend.begin)
+        except self._backend.errors:
+            # Another process writes, or the connection is dead: the writer's thread waits or connects, not the loop.
+            begun = False
+        if not begun:
             self._jobs.put(lambda: self._run_group(group, begun=False))
             return
+        lost = None
         try:
             self._apply(group)
             if self._group_commit and self._commit_seconds > _SHORT_COMMIT:
                 self._jobs.put(lambda: self._run_group(group, begun=True))
                 return
             self._commit()
-        except self._backend.errors as error:
-            self._abandon(group, error)
-        self._finish_group(group)
+        except Exception as error:  # noqa: BLE001 (whatever it is, somebody waits for an answer)
+            lost = self._abandon(group, error)
+        self._finish_group(group, lost)
 
     def _run_group(self, group: Sequence[_Pending], *, begun: bool) -> None:
+        lost = None
         try:
             if not begun:
-                if self._writer is None:
-                    self._writer = self._backend.connect(writing=True)
-                self._backend.begin_patiently(self._writer)
+                self._begin()
                 self._apply(group)
             self._commit()
-        except self._backend.errors as error:
-            self._abandon(group, error)
-        except StoreError as error:
-            self._fail(group, error)
-        self._loop.call_soon_threadsafe(self._finish_group, group)
+        except Exception as error:  # noqa: BLE001 (whatever it is, somebody waits for an answer)
+            lost = self._abandon(group, error)
+        self._loop.call_soon_threadsafe(self._finish_group, group, lost)
 
-    def _finish_group(self, group: Sequence[_Pending]) -> None:
+    def _finish_group(self, group: Sequence[_Pending], lost: StoreError | None) -> None:
         for pending in group:
             pending.settle()
+        if lost is not None:
+            # Whoever waits would wait for the same, a time limit after each other: they are told now. Nothing of theirs ran.
+            waiting, self._waiting = self._waiting, deque()
+            self._fail(waiting, lost)
+            for pending in waiting:
+                pending.settle()
         if self._waiting:
             self._start_group()
         else:
             self._idle.set()
+
+    def _begin(self) -> None:
+        """Begin on the writer's thread; on a new connection where the old one is dead, since nothing was done on it yet."""
+        if self._writer is not None:
+            try:
+                self._backend.begin_patiently(self._writer)
+            except self._backend.errors as error:
+                if self._backend.is_busy(error):
+                    raise
+                self._disconnect()
+            else:
+                return
+        self._writer = self._backend.connect(writing=True)
+        self._backend.begin_patiently(self._writer)
 
     def _apply(self, group: Sequence[_Pending]) -> None:
         """Run each unit of ``group``, in a savepoint unless it is alone."""
@@ -235,6 +271,8 @@ class Store:
             try:
                 pending.value = pending.unit(transaction)
             except self._backend.errors as error:
+                if self._backend.is_busy(error):
+                    raise  # the units after it would each wait as long for the same lock
                 pending.error = self._failure(error)
             except Exception as error:  # noqa: BLE001 (handed to the caller of write)
                 pending.error = error
@@ -252,22 +290,24 @@ class Store:
         self._commit_seconds += (took - self._commit_seconds) * _NEWEST
         self.available = True
 
-    def _abandon(self, group: Sequence[_Pending], error: Exception) -> None:
-        """The transaction failed as a whole: nobody is told of success, and the connection starts afresh."""
-        failure = self._failure(error)
+    def _abandon(self, group: Sequence[_Pending], error: Exception) -> StoreError:
+        """The transaction failed as a whole: nobody is told of success, and the next group has a new connection."""
+        failure = error if isinstance(error, StoreError) else self._failure(error)
+        self.available = False
         self._fail(group, failure)
-        with suppress(self._backend.errors):
-            self._writer.close()
-        self._writer = None
-        try:
-            self._writer = self._backend.connect(writing=True)
-        except StoreError:
-            # The next group connects again; until then nothing is lost but this group, which was told.
-            self.available = False
+        self._disconnect()
+        return failure
 
-    def _fail(self, group: Sequence[_Pending], error: StoreError) -> None:
+    def _disconnect(self) -> None:
+        connection, self._writer = self._writer, None
+        if connection is not None:
+            with suppress(self._backend.errors):
+                connection.close()
+
+    def _fail(self, group: Iterable[_Pending], error: StoreError) -> None:
         for pending in group:
-            pending.error = error
+            # One for each: an error that is raised in many tasks would collect the frames of all of them.
+            pending.error = type(error)(error.message, hint=error.hint)
 
     def _failure(self, error: Exception) -> StoreError:
         failure = self._backend.translate(error)

@@ -1,7 +1,11 @@
-"""Structured logs: one JSON object on a line of standard error for each event, or text for people."""
+"""Structured logs: one JSON object on a line of standard error for each event, or text for people.
+
+What libraries and the token's room say through the standard library comes out in the same form.
+"""
 
 import logging
 import sys
+from typing import Any
 
 import orjson
 import structlog
@@ -13,32 +17,38 @@ def configure_logs(settings: LogSettings) -> None:
     """Set up logging for this process."""
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     common: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    render: list[structlog.typing.Processor]
+    factory: Any
     if settings.format == "json":
-        structlog.configure(
-            processors=[
-                *common,
-                structlog.processors.dict_tracebacks,
-                structlog.processors.JSONRenderer(serializer=_dumps),
-            ],
-            wrapper_class=structlog.make_filtering_bound_logger(level),
-            logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
-            cache_logger_on_first_use=True,
-        )
+        render = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(serializer=_dumps)]
+        factory = structlog.BytesLoggerFactory(file=sys.stderr.buffer)
     else:
-        structlog.configure(
-            processors=[*common, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
-            wrapper_class=structlog.make_filtering_bound_logger(level),
-            logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-            cache_logger_on_first_use=True,
-        )
-    # Libraries log through the standard library: only what goes wrong there is of interest.
-    logging.basicConfig(
-        level=max(level, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
+        render = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        factory = structlog.PrintLoggerFactory(file=sys.stderr)
+    structlog.configure(
+        processors=[*common, *render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=factory,
+        cache_logger_on_first_use=True,
     )
+    root = logging.getLogger()
+    root.handlers = [_Forward()]
+    # Libraries are heard when something goes wrong, this program's own rooms as the settings say.
+    root.setLevel(max(level, logging.WARNING))
+    for name in ("privyseal_ca", "privyseal_acme"):
+        logging.getLogger(name).setLevel(level)
+
+
+class _Forward(logging.Handler):
+    """Hands records of the standard library to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log ``record`` under its logger's name."""
+        failure = {"exc_info": record.exc_info} if record.exc_info else {}
+        structlog.get_logger().log(record.levelno, record.getMessage(), logger=record.name, **failure)
 
 
 def _dumps(event: object, default: object = None) -> bytes:
