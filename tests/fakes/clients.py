@@ -31,7 +31,7 @@ class Certbot:
         return run_command(
             CERTBOT,
             *arguments,
-            "--non-interactive",
+            *("--non-interactive", "--no-random-sleep-on-renew"),
             *("--config-dir", self.folder / "config"),
             *("--work-dir", self.folder / "work"),
             *("--logs-dir", self.folder / "logs"),

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -148,13 +147,17 @@ class ServerProcess:
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
                 raise CommandFailedError(f"privyseal serve ended\n{self.log}")
-            with contextlib.suppress(OSError):
-                # Plain http on loopback: the listener is the test's own.
-                with urllib.request.urlopen(f"{self.http_url}/readyz", timeout=5) as answer:  # noqa: S310
-                    if answer.status == 200:
-                        return
+            if self._ready():
+                return
             time.sleep(0.02)
         raise CommandFailedError(f"privyseal serve is not ready after {START_SECONDS} s\n{self.log}")
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.http_url}/readyz", timeout=5) as answer:  # noqa: S310 (plain, loopback)
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, wait for the end, and give the exit code."""

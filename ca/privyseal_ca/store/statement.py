@@ -27,9 +27,13 @@ class Statement:
         try:
             sql, literals = self._compiled[dialect.name]
         except KeyError:
-            compiled = self._clause.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
-            literals = {name: value for name, value in (compiled.params or {}).items() if value is not None}
-            sql = str(compiled)
+            compiled = self._clause.compile(dialect=dialect)
+            if not isinstance(compiled, SQLCompiler):
+                raise TypeError("DDL goes through the engine")
+            # Lists in IN become single parameters here, which needs a value for each of the others.
+            expanded = compiled.construct_expanded_state(parameters)
+            literals = {name: value for name, value in expanded.parameters.items() if name not in parameters}
+            sql = expanded.statement
             self._compiled[dialect.name] = sql, literals
         return sql, ({**literals, **parameters} if literals else parameters)
 

@@ -23,10 +23,16 @@ def configure_logs(settings: LogSettings) -> None:
     render: list[structlog.typing.Processor]
     factory: Any
     if settings.format == "json":
-        render = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(serializer=_dumps)]
+        # Without the frames' local variables: those of a failing login would hold a PIN (promise P10).
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        render = [
+            structlog.processors.ExceptionRenderer(tracebacks),
+            structlog.processors.JSONRenderer(serializer=_dumps),
+        ]
         factory = structlog.BytesLoggerFactory(file=sys.stderr.buffer)
     else:
-        render = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        plain = structlog.dev.plain_traceback
+        render = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
         factory = structlog.PrintLoggerFactory(file=sys.stderr)
     structlog.configure(
         processors=[*common, *render],
