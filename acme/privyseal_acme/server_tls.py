@@ -1,6 +1,5 @@
 """The server's own TLS certificate: from its own issuer, its key made at start and never on disk in clear."""
 
-import asyncio
 import hashlib
 import ipaddress
 import os
@@ -15,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from privyseal_acme.protocol.urls import new_id
 from privyseal_ca.clock import Clock
 from privyseal_ca.config import ServerSettings, parse_listener
-from privyseal_ca.errors import ConfigurationError, NameRefusedError, PrivySealError
+from privyseal_ca.errors import ConfigurationError, NameRefusedError
 from privyseal_ca.identifiers import Identifier, parse_dns, parse_ip
 from privyseal_ca.issuance.authority import Authority, Requester
 from privyseal_ca.issuance.profile import Profile
@@ -25,9 +24,6 @@ from privyseal_ca.policy.keys import key_type
 from privyseal_ca.telemetry.metrics import Metrics
 
 _log = structlog.get_logger("tls")
-
-_RETRY_SECONDS = 30
-_CHECK_SECONDS = 60
 
 
 class ServerTls:
@@ -84,17 +80,16 @@ class ServerTls:
         self._metrics.tls_not_after.set(row.not_after)
         _log.info("server certificate in use", serial=row.serial, not_after=row.not_after)
 
-    async def run(self) -> None:
-        """Renew, for ever, at two thirds of the lifetime; sooner attempts make room for failures."""
-        while True:
-            await asyncio.sleep(_CHECK_SECONDS)
-            if self._clock.now() < self._renew_at:
-                continue
-            try:
-                await self.renew()
-            except PrivySealError as error:
-                _log.error("server certificate not renewed", error=str(error))
-                await asyncio.sleep(_RETRY_SECONDS)
+    async def renew_if_due(self) -> bool:
+        """Renew at two thirds of the lifetime; whether that was done.
+
+        Raises:
+            PrivySealError: as :meth:`renew`. The certificate in use stays in use, and the next call tries again.
+        """
+        if self._clock.now() < self._renew_at:
+            return False
+        await self.renew()
+        return True
 
 
 def load_chain(context: ssl.SSLContext, pem: bytes, password: bytes) -> None:
