@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup setup-test run demo test lint bench lock format clean
+.PHONY: help setup setup-test run demo test lint bench docs lock format clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -36,6 +36,9 @@ test: setup-test ## every test, real clients and servers included
 
 bench: setup-test ## orders per second and server CPU per certificate
 	$(BIN)/python tests/bench/orders.py
+
+docs: setup ## write docs/configuration.md anew from the settings classes
+	$(BIN)/privyseal config docs >docs/configuration.md
 
 lock: setup ## resolve the dependencies anew into the lock files
 	bash deploy/lock.sh

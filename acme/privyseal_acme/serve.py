@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 from pathlib import Path
 
 import click
@@ -27,23 +28,28 @@ def welcome(settings: Settings, service: Service) -> str:
     """What a person needs for a first certificate: the directory, the root's fingerprint, and commands to paste."""
     directory = service.context.urls.directory
     roots = settings.home / ROOTS_FILE
+    trust = shlex.quote(str(roots))
     port = settings.validation.http_port
+    bound = settings.acme.external_account_required
     certbot = (
-        f"REQUESTS_CA_BUNDLE={roots} certbot certonly --standalone --http-01-port {port} --server {directory} "
-        "--non-interactive --agree-tos --register-unsafely-without-email "
+        f"REQUESTS_CA_BUNDLE={trust} certbot certonly --standalone --http-01-port {port} --server {directory} "
+        f"--non-interactive --agree-tos --register-unsafely-without-email {'--eab-kid KID --eab-hmac-key KEY ' * bound}"
         "--config-dir certbot --work-dir certbot --logs-dir certbot -d demo.localhost"
     )
     lego = (
-        f"LEGO_CA_CERTIFICATES={roots} lego --server {directory} --accept-tos --email you@example.internal "
+        f"LEGO_CA_CERTIFICATES={trust} lego --server {directory} --accept-tos --email you@example.internal "
+        f"{'--eab --kid KID --hmac KEY ' * bound}"
         f"--path lego --http --http.port :{port} --domains demo.localhost run"
     )
+    binding = ["New accounts need a key: `privyseal eab create` prints its KID and KEY."] * bound
     return "\n".join(
         [
             f"Directory:  {directory}",
             f"Roots:      {roots}",
             *(f"SHA-256:    {fingerprint}" for fingerprint in _fingerprints(roots)),
             "",
-            "A first certificate, on this machine:",
+            f"A first certificate, by a client on this machine that answers on port {port}:",
+            *binding,
             "",
             f"  {certbot}",
             "",

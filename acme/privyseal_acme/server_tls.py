@@ -4,7 +4,9 @@ import hashlib
 import ipaddress
 import os
 import ssl
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final
 from urllib.parse import urlsplit
 
 import structlog
@@ -17,13 +19,15 @@ from privyseal_ca.config import ServerSettings, parse_listener
 from privyseal_ca.errors import ConfigurationError, NameRefusedError
 from privyseal_ca.identifiers import Identifier, parse_dns, parse_ip
 from privyseal_ca.issuance.authority import Authority, Requester
+from privyseal_ca.issuance.constraints import is_permitted
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.template import CertificateRequest
 from privyseal_ca.ledger.entries import SERVICE_ACTOR
-from privyseal_ca.policy.keys import key_type
 from privyseal_ca.telemetry.metrics import Metrics
 
 _log = structlog.get_logger("tls")
+
+_KEY_TYPE: Final = "ec-p256"
 
 
 class ServerTls:
@@ -37,11 +41,23 @@ class ServerTls:
         self._profile = profile
         self._clock = clock
         self._metrics = metrics
-        self._names = server_names(settings)
+        self._names = self._permitted(server_names(settings))
         self._renew_at = 0.0
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_alpn_protocols(["http/1.1"])
+
+    def _permitted(self, names: Sequence[Identifier]) -> tuple[Identifier, ...]:
+        """Those of ``names`` that the issuer's constraints permit; the first, by which clients come, must be one."""
+        issuer = self._authority.issuers.choose(self._profile, _KEY_TYPE)
+        constraints = issuer.identity.name_constraints
+        if not names or not is_permitted(names[0], constraints):
+            raise ConfigurationError(
+                f"{names[0].value if names else 'An empty name'} cannot be certified by issuer {issuer.identity.name}, "
+                "whose name constraints leave it out.",
+                hint="Set server.https_url to a name that they permit.",
+            )
+        return tuple(name for name in names if is_permitted(name, constraints))
 
     async def renew(self) -> None:
         """Make a key, have it certified, and use both for every connection from now on.
@@ -59,7 +75,7 @@ class ServerTls:
             public_key=public_key,
             spki_der=spki,
             spki_sha256=hashlib.sha256(spki).digest(),
-            key_type=key_type(public_key),
+            key_type=_KEY_TYPE,
             not_after=float(int(now) + min(self._settings.tls_lifetime, self._profile.max_lifetime) - 1),
         )
         requester = Requester(actor=SERVICE_ACTOR, correlation=new_id(os.urandom(16)), purpose="server-tls")

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hashlib
 import hmac
 import os
 import signal
@@ -44,7 +45,7 @@ from privyseal_ca.issuance.issuers import Issuer, IssuerSet, make_issuer
 from privyseal_ca.issuance.lint import Linter
 from privyseal_ca.issuance.profile import Profile, load_profiles
 from privyseal_ca.ledger.entries import SERVICE_ACTOR, Kind, Payload, encode_entry
-from privyseal_ca.ledger.log import append, size
+from privyseal_ca.ledger.log import append, lock_head
 from privyseal_ca.policy.keys import KeyPolicy
 from privyseal_ca.policy.names import NamePolicy
 from privyseal_ca.store.backends import backend_for
@@ -59,7 +60,10 @@ _log = structlog.get_logger("service")
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PROBE_SECONDS = 2.0
+#: How long the readiness probe waits for the database.
+_READY_SECONDS = 2.0
 _SWEEP_SECONDS = 60.0
+_TLS_SECONDS = 60.0
 #: Threads give the interpreter up after this many seconds: a signature that is ready should not wait 5 ms for the loop.
 _SWITCH_INTERVAL = 0.0005
 #: Requests make few cycles: the collector runs after more allocations than by default.
@@ -106,6 +110,7 @@ class Service:
     context: Context
     desk: IssuanceDesk
     validations: ValidationQueue
+    tls: ServerTls
     #: The bound ports, for when the settings said 0.
     https_port: int
     http_port: int
@@ -207,11 +212,14 @@ def _readiness(store: Store, hsm: Hsm, issuers: IssuerSet) -> Callable[[], Await
             except PrivySealError as error:
                 key = error.message
         try:
-            # A unit of work that locks the ledger's head: what every issuance has to do first.
-            if await store.write(size) < 1:
-                ledger = "the ledger is empty"
+            # What every issuance has to do first; a disk that is full or read-only shows here.
+            async with asyncio.timeout(_READY_SECONDS):
+                if not await store.write(lock_head):
+                    ledger = "the ledger is empty"
         except PrivySealError as error:
             database, ledger = error.message, "not reachable"
+        except TimeoutError:
+            database, ledger = "the database does not answer", "not reachable"
         return Readiness({"token": key, "database": database, "ledger": ledger})
 
     return check
@@ -260,11 +268,12 @@ class _Foundation:
 async def _open_foundation(settings: Settings, parts: Parts, stack: AsyncExitStack) -> _Foundation:
     """Database, tokens, issuers, profiles and policies, opened and checked."""
     clock, random_bytes = parts.clock, parts.random_bytes
-    migrate(settings.database_url)
     store = parts.open_store(settings)
+    # First in and last out: nobody else's schema is changed, and nobody else begins while something here still waits.
+    stack.callback(store.lock_service().close)
+    migrate(settings.database_url)
     await store.open()
     stack.push_async_callback(store.close)
-    stack.callback(store.lock_service().close)
     wrapping_uri = await store.read(lambda tx: find_fact(tx, "wrapping-key"))
     if wrapping_uri is None:
         raise ConfigurationError(f"{settings.home} is not initialised.", hint="Run `privyseal init` first.")
@@ -354,7 +363,7 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
             asyncio.create_task(work)
             for work in (
                 desk.run(),
-                tls.run(),
+                _repeat(_TLS_SECONDS, "server certificate", tls.renew_if_due),
                 _repeat(_PROBE_SECONDS, "token probe", foundation.hsm.probe),
                 _repeat(_SWEEP_SECONDS, "nonce sweep", nonces.sweep),
             )
@@ -363,7 +372,7 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         await stack.enter_async_context(https)
         # Last: a readiness probe that is answered finds everything else answering.
         await stack.enter_async_context(http)
-        yield Service(context, desk, validations, https.port, http.port)
+        yield Service(context, desk, validations, tls, https.port, http.port)
 
 
 async def _started(context: Context) -> Payload:
@@ -371,7 +380,10 @@ async def _started(context: Context) -> Payload:
     return {
         "closed_intents": await context.authority.close_intents(),
         "issuers": [issuer.id for issuer in context.authority.issuers],
-        "policies": sorted(context.policies),
+        "policies": {
+            name: hashlib.sha256(policy.model_dump_json().encode()).hexdigest()
+            for name, policy in context.settings.policy.items()
+        },
         "profiles": {name: profile.digest for name, profile in context.profiles.items()},
     }
 

@@ -267,7 +267,7 @@ class AcmeClient:
         nonce, self.nonce = self.nonce or self.fresh_nonce(), None
         return nonce
 
-    def sign(self, url: str, payload: object, *, key: Signs | None = None, **header: Any) -> dict[str, Any]:
+    def sign(self, url: str, payload: object, /, *, key: Signs | None = None, **header: Any) -> dict[str, Any]:
         """The JWS of a request to ``url``. By the account when there is one, else with the key; ``header`` decides otherwise."""
         members: dict[str, Any] = {"alg": self.key.alg, "url": url}
         if "jwk" not in header and "kid" not in header:
@@ -276,7 +276,7 @@ class AcmeClient:
             members["nonce"] = self.take_nonce()
         return make_jws(key or self.key, payload, members | header)
 
-    def post(self, url: str, payload: object = None, *, key: Signs | None = None, **header: Any) -> Response:
+    def post(self, url: str, payload: object = None, /, *, key: Signs | None = None, **header: Any) -> Response:
         """A signed request; without ``payload`` a POST-as-GET."""
         return self.send(url, json.dumps(self.sign(url, payload, key=key, **header)).encode())
 
@@ -299,7 +299,7 @@ class AcmeClient:
             url or self.directory["newAccount"], {"termsOfServiceAgreed": True, **members}, jwk=self.key.jwk
         )
 
-    def binding(self, kid: str, secret: bytes, *, payload: object = None, alg: str = "HS256", **header: Any) -> Any:
+    def binding(self, kid: str, secret: bytes, /, *, payload: object = None, alg: str = "HS256", **header: Any) -> Any:
         """An externalAccountBinding (section 7.3.4) for the client's key."""
         members = {"alg": alg, "kid": kid, "url": self.directory["newAccount"], **header}
         mac = MacKey(secret, alg if alg.startswith("HS") else "HS256")

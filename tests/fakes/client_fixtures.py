@@ -1,12 +1,15 @@
 """What the tests with real ACME clients share: one server and one DNS for the run.
 
-Use it with ``pytest_plugins = ("fakes.client_fixtures",)`` and the fixtures ``server``, ``names``, ``name``, ``certbot``
-and ``lego``.
+Use it with ``pytest_plugins = ("fakes.client_fixtures",)`` and the fixtures ``server``, ``names``, ``name``, ``certbot``,
+``lego`` and ``webroot``.
 """
 
+import http.server
 import itertools
 import os
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,17 @@ def certbot(server: ServerProcess, tmp_path: Path) -> Certbot:
 def lego(server: ServerProcess, tmp_path: Path) -> Lego:
     """lego for ``server``."""
     return Lego(server, tmp_path)
+
+
+@pytest.fixture
+def webroot(server: ServerProcess, tmp_path: Path) -> Iterator[Path]:
+    """A folder that a web server shows at the port of http-01."""
+    folder = tmp_path / "webroot"
+    (folder / ".well-known" / "acme-challenge").mkdir(parents=True)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer((LOOPBACK, server.challenge_port), handler) as web:
+        thread = threading.Thread(target=web.serve_forever, args=(0.05,))
+        thread.start()
+        yield folder
+        web.shutdown()
+        thread.join()

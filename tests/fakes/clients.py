@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -75,7 +75,7 @@ class Lego:
     folder: Path
 
     def __call__(
-        self, *arguments: str | Path, expect: int | None = 0, **environment: str
+        self, *arguments: str | Path, expect: int | None = 0, environment: Mapping[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """Run it."""
         return run_command(
@@ -83,7 +83,7 @@ class Lego:
             *("--server", self.server.directory, "--path", self.folder, "--accept-tos"),
             *("--email", "ops@corp.internal"),
             *arguments,
-            env=clean_environment(LEGO_CA_CERTIFICATES=str(self.server.roots), **environment),
+            env=clean_environment(LEGO_CA_CERTIFICATES=str(self.server.roots), **(environment or {})),
             cwd=self.folder,
             expect=expect,
         )

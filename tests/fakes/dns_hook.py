@@ -1,4 +1,4 @@
-"""A hook for ACME clients' dns-01: ``dns_hook.py PORT ZONE add|delete`` with certbot's variables in the environment.
+"""A hook for ACME clients' dns-01: ``dns_hook.py PORT ZONE add|delete [NAME VALUE]``; certbot gives name and value in the environment.
 
 Values are added to those that are there, as a name and its wildcard are proved by two values at one name.
 """
@@ -11,14 +11,15 @@ import dns.rcode
 import dns.update
 
 
-def main(port: str, zone: str, action: str) -> None:
+def main(port: str, zone: str, action: str, *given: str) -> None:
     """Make one change (RFC 2136)."""
+    name, value = given or (os.environ["CERTBOT_DOMAIN"], os.environ["CERTBOT_VALIDATION"])
     update = dns.update.UpdateMessage(f"{zone}.")
-    record = (f"_acme-challenge.{os.environ['CERTBOT_DOMAIN']}.", "TXT", os.environ["CERTBOT_VALIDATION"])
+    owner = f"_acme-challenge.{name}."
     if action == "add":
-        update.add(record[0], 1, *record[1:])
+        update.add(owner, 1, "TXT", value)
     else:
-        update.delete(*record)
+        update.delete(owner, "TXT", value)
     answer = dns.query.tcp(update, "127.0.0.1", port=int(port), timeout=5)
     if answer.rcode() != dns.rcode.NOERROR:
         sys.exit(f"the update was refused: {dns.rcode.to_text(answer.rcode())}")

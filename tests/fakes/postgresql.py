@@ -3,7 +3,7 @@
 The server refuses to run as root, so that it runs as the user ``postgres`` when the tests do. It does not sync to the disk:
 that is only missed when the machine loses power, not when the server is killed.
 
-Use it with ``pytest_plugins = ("fakes.postgresql",)``, the marker ``postgresql`` and the fixture ``postgresql``.
+Use the marker ``postgresql`` and the fixture ``postgresql``; ``database_url`` and ``migrated_url`` run a test on SQLite too.
 """
 
 import contextlib
@@ -19,8 +19,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import create_engine, delete, insert, select
+from sqlmodel import SQLModel
 
 from fakes.dns import LOOPBACK, free_port
+
+from privyseal_ca.store.migrate import migrate
 
 _USER = "privyseal"
 _OPTIONS = {
@@ -68,8 +72,11 @@ class Postgresql:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        options = " ".join(f"-c {name}={value or repr(value)}" for name, value in {**_OPTIONS, "port": self.port}.items())
-        self._run("pg_ctl", "start", "--pgdata", self._data, "--wait", "--silent", "--log", self._log, "--options", options)
+        settings = {**_OPTIONS, "port": str(self.port)}
+        self._run(
+            *("pg_ctl", "start", "--pgdata", self._data, "--wait", "--silent", "--log", self._log, "--options"),
+            " ".join(f"-c {name}={value or repr(value)}" for name, value in settings.items()),
+        )
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop the server; ``immediate`` is what a crash looks like, ``fast`` rolls back and disconnects."""
@@ -93,10 +100,10 @@ class Postgresql:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGCONT)
 
-    def new_database(self) -> str:
-        """The URL of a fresh, empty database."""
+    def new_database(self, template: str = "template1") -> str:
+        """The URL of a fresh database: empty, or like the one at the URL ``template``."""
         name = f"test_{next(_databases)}"
-        self.administer(f"CREATE DATABASE {name}")
+        self.administer(f"CREATE DATABASE {name} TEMPLATE {template.rpartition('/')[2]}")
         return self.url(name)
 
     def url(self, database: str) -> str:
@@ -158,3 +165,52 @@ def postgresql() -> Iterator[Postgresql]:
     """The cluster of the run."""
     with cluster() as server:
         yield server
+
+
+_BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
+
+
+@pytest.fixture(params=_BOTH)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh, empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    server: Postgresql = request.getfixturevalue("postgresql")
+    return server.new_database()
+
+
+@pytest.fixture(scope="session", params=_BOTH)
+def _template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database of each kind that is never used itself."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('template') / 'store.db'}"
+    else:
+        server: Postgresql = request.getfixturevalue("postgresql")
+        url = server.new_database()
+    migrate(url)
+    return url
+
+
+@pytest.fixture
+def migrated_url(_template: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh database of each kind, with the schema and nothing else."""
+    if _template.startswith("sqlite:///"):
+        return f"sqlite:///{shutil.copy(_template.removeprefix('sqlite:///'), tmp_path)}"
+    server: Postgresql = request.getfixturevalue("postgresql")
+    return server.new_database(_template)
+
+
+def copy_to_postgresql(sqlite_url: str, server: Postgresql) -> str:
+    """The URL of a fresh PostgreSQL database that holds what the SQLite database at ``sqlite_url`` does."""
+    url = server.new_database()
+    migrate(url)
+    source = create_engine(sqlite_url)
+    target = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with source.connect() as reader, target.begin() as writer:
+        for table in SQLModel.metadata.sorted_tables:
+            writer.execute(delete(table))
+            if rows := [row._asdict() for row in reader.execute(select(table))]:
+                writer.execute(insert(table), rows)
+    source.dispose()
+    target.dispose()
+    return url

@@ -20,11 +20,11 @@ STOP_SECONDS = 30.0
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without what tests or operators set for a home, and with ``more``."""
+    """This process's environment without what was set for a home or the way out of this machine, and with ``more``."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("PRIVYSEAL_") and name != "SOFTHSM2_CONF"
+        if not name.startswith("PRIVYSEAL_") and name != "SOFTHSM2_CONF" and not name.lower().endswith("_proxy")
     }
     return {**kept, **more}
 

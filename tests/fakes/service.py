@@ -189,10 +189,14 @@ def dns_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Knot]:
 
 
 def txt_setter(dns_server: Knot) -> Callable[..., None]:
-    """Sets TXT records below a name that keeps its address: a record below a name hides the zone's wildcard from it."""
+    """Sets TXT records of a name. A record hides the zone's wildcard from all names above it, which keep their address."""
 
     def set_txt(name: str, *values: str) -> None:
-        dns_server.set(name.partition(".")[2], "A", "127.0.0.1")
+        above = name.partition(".")[2]
+        while above not in {"test", ""}:
+            dns_server.set(above, "A", "127.0.0.1")
+            dns_server.set(f"*.{above}", "A", "127.0.0.1")
+            above = above.partition(".")[2]
         dns_server.set(name, "TXT", *(f'"{value}"' for value in values))
 
     return set_txt

@@ -85,7 +85,7 @@ def test_a_name_outside_the_policy(certbot: Certbot) -> None:
 
 def test_an_unknown_profile(certbot: Certbot, name: str) -> None:
     refused = certbot.certonly(*certbot.standalone, "--required-profile", "gold", "-d", name, expect=1)
-    assert "gold" in refused.stderr
+    assert "no such profile" in refused.stderr
 
 
 def test_control_that_cannot_be_proved(certbot: Certbot, names: Knot, server: ServerProcess, name: str) -> None:
@@ -102,7 +102,7 @@ def test_a_dns_record_with_another_value(certbot: Certbot, names: Knot, name: st
     refused = certbot.certonly(
         "--manual", "--preferred-challenges", "dns", "--manual-auth-hook", "true", "-d", name, expect=1
     )
-    assert "unauthorized" in refused.stdout
+    assert "somebody-else" in refused.stdout
 
 
 # Renewal and revocation

@@ -389,7 +389,7 @@ async def test_a_forged_issued_entry_is_found(authority: Authority) -> None:
 
 async def test_a_missing_intent_is_found(authority: Authority) -> None:
     index = authority.index(Kind.INTENT, 1)
-    authority.rewrite(index, lambda members: members.update(kind=str(Kind.POLICY_LOADED)))
+    authority.rewrite(index, lambda members: members.update(kind=str(Kind.SERVICE_STARTED)))
     assert await refused(authority, "no intent before") == index + 1
 
 

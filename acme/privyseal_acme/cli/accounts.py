@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from privyseal_acme.flow.administration import deactivate_account, list_accounts, require_account
+from privyseal_acme.flow.administration import deactivate_account, require_account
+from privyseal_acme.store.account_listing import list_accounts
 from privyseal_acme.store.accounts import AccountRow
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of

@@ -6,8 +6,9 @@ other failure ends the order.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any
 
 import orjson
 import structlog
@@ -40,7 +41,8 @@ from privyseal_ca.store.statement import Transaction
 
 _log = structlog.get_logger("finalize")
 
-_DRAIN_AT_ONCE = 32
+#: How many orders are looked at in one go, the oldest first, and how many of them are worked on at the same time.
+_DRAIN, _DRAIN_AT_ONCE = 4096, 32
 _DRAIN_PAUSE = 1.0
 _FOREVER = 2**62
 
@@ -74,11 +76,12 @@ class IssuanceDesk:
         def claim(transaction: Transaction) -> None:
             self._claim(transaction, view.row, csr, correlation)
 
-        task = asyncio.get_running_loop().create_task(self._issue(view.row, account.actor, correlation, request, claim))
-        self._working[view.row.id] = task
-        task.add_done_callback(lambda _: self._working.pop(view.row.id, None))
+        # Whoever meets another finalize of the order waits for that one: one issuance at a time for one order (P4).
+        task = self._working.get(view.row.id)
+        if task is None:
+            task = self._work(view.row.id, self._issue(view.row, csr, account.actor, correlation, request, claim))
         await asyncio.wait({task}, timeout=self._context.settings.acme.finalize_wait)
-        if task.done() and (error := task.exception()) is not None and not isinstance(error, OrderTakenError):
+        if task.done() and not task.cancelled() and isinstance(error := task.exception(), StoreError | Problem):
             raise error
         view = await self._orders.read(account, order_id)
         if view.row.csr != csr:
@@ -88,8 +91,12 @@ class IssuanceDesk:
     async def run(self) -> None:
         """Take up, for ever, whatever orders were left processing (P4 at start, P5 later)."""
         while True:
-            with suppress(StoreError):
+            try:
                 await self._drain()
+            except StoreError as error:
+                _log.info("orders wait for the database", error=str(error))
+            except Exception:  # noqa: BLE001 (the orders that wait have nobody else)
+                _log.exception("orders not taken up")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _DRAIN_PAUSE)
             self._wake.clear()
@@ -106,48 +113,59 @@ class IssuanceDesk:
 
     async def _drain(self) -> None:
         context = self._context
-        waiting = [row for row in await context.store.read(orders.processing_orders) if row.id not in self._working]
-        context.metrics.parked.set(len(waiting))
-        if not waiting or not any(issuer.key.available for issuer in context.authority.issuers):
+        count = await context.store.read(orders.count_processing)
+        context.metrics.parked.set(max(0, count - len(self._working)))
+        if not count or not self._key_available():
             return
         await context.authority.close_intents()
-        urgency = await context.store.read(lambda tx: {row.id: _urgency(tx, row) for row in waiting})
-        waiting.sort(key=lambda row: (urgency[row.id], row.created))
-        for row in waiting[:_DRAIN_AT_ONCE]:
-            task = asyncio.get_running_loop().create_task(self._resume(row))
-            self._working[row.id] = task
-            task.add_done_callback(self._forget(row.id))
-        batch = [self._working[row.id] for row in waiting[:_DRAIN_AT_ONCE] if row.id in self._working]
-        await asyncio.wait(batch)
-        if len(waiting) > _DRAIN_AT_ONCE:
+        urgent = await context.store.read(_most_urgent)
+        # The first goes alone: a token that is back and still cannot sign costs one serial, not one for each order.
+        first = 1
+        while urgent and self._key_available():
+            batch = {self._work(order, self._resume(order)) for order in urgent[:first] if order not in self._working}
+            if batch:
+                await asyncio.wait(batch)
+            urgent, first = urgent[first:], _DRAIN_AT_ONCE
+        if count > _DRAIN:
             self._wake.set()
 
-    def _forget(self, order_id: str) -> Callable[["asyncio.Task[None]"], None]:
+    def _key_available(self) -> bool:
+        return any(issuer.key.available for issuer in self._context.authority.issuers)
+
+    def _work(self, order_id: str, issuance: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run ``issuance`` whether or not anybody waits for it."""
+
         def forget(task: "asyncio.Task[None]") -> None:
             self._working.pop(order_id, None)
-            if not task.cancelled() and (error := task.exception()) is not None:
+            if not task.cancelled() and isinstance(error := task.exception(), StoreError):
                 _log.warning("order still waits", order=order_id, error=str(error))
 
-        return forget
+        task = asyncio.get_running_loop().create_task(issuance)
+        self._working[order_id] = task
+        task.add_done_callback(forget)
+        return task
 
-    async def _resume(self, row: OrderRow) -> None:
+    async def _resume(self, order_id: str) -> None:
         """Issue for an order that is processing already, under a new serial."""
+        row = await self._context.store.read(lambda tx: orders.find_order(tx, order_id))
+        if row is None or row.state != "processing" or row.csr is None:
+            return
         try:
-            request = await self._vet(row, row.csr or b"")
+            request = await self._vet(row, row.csr)
         except Problem as problem:
-            await self._end(row, problem)
+            await self._end(row, row.csr, problem)
             return
 
         def still_waits(transaction: Transaction) -> None:
-            current = orders.find_order(transaction, row.id)
+            current = orders.find_order(transaction, order_id)
             if current is None or current.state != "processing":
                 raise OrderTakenError("The order has ended meanwhile.")
 
         with suppress(OrderTakenError):
-            await self._issue(row, f"account:{row.account_id}", row.correlation, request, still_waits)
+            await self._issue(row, row.csr, f"account:{row.account_id}", row.correlation, request, still_waits)
 
     async def _issue(
-        self, row: OrderRow, actor: str, correlation: str, request: CertificateRequest, claim: Claim
+        self, row: OrderRow, csr: bytes, actor: str, correlation: str, request: CertificateRequest, claim: Claim
     ) -> None:
         """Once the order is processing, every exit ends it or leaves it waiting for what is away."""
         requester = Requester(actor=actor, correlation=correlation, purpose=f"order:{row.id}")
@@ -169,10 +187,10 @@ class IssuanceDesk:
             raise
         except PrivySealError as error:
             _log.error("issuance failed", order=row.id, error=str(error), correlation=correlation)
-            await self._end(row, problem_for(error))
+            await self._end(row, csr, problem_for(error))
         except Exception:  # noqa: BLE001 (no exit leaves a processing order without an end)
             _log.exception("issuance failed", order=row.id, correlation=correlation)
-            await self._end(row, Problem("serverInternal", "The certificate could not be issued."))
+            await self._end(row, csr, Problem("serverInternal", "The certificate could not be issued."))
 
     async def _park(self, row: OrderRow, claim: Claim) -> None:
         def unit(transaction: Transaction) -> None:
@@ -182,9 +200,16 @@ class IssuanceDesk:
 
         await self._context.store.write(unit)
 
-    async def _end(self, row: OrderRow, problem: Problem) -> None:
+    async def _end(self, row: OrderRow, csr: bytes, problem: Problem) -> None:
         document = orjson.dumps(problem.document()).decode()
-        await self._context.store.write(lambda tx: orders.fail(tx, row.id, document))
+
+        def unit(transaction: Transaction) -> None:
+            current = orders.find_order(transaction, row.id)
+            # An order that another CSR was accepted for is not this one's to end.
+            if current is not None and current.csr in {None, csr}:
+                orders.fail(transaction, row.id, document)
+
+        await self._context.store.write(unit)
 
     def _claim(self, transaction: Transaction, row: OrderRow, csr: bytes, correlation: str) -> None:
         """Ready to processing, by compare-and-set, while the authorizations still stand (section 7.1.6)."""
@@ -200,6 +225,7 @@ class IssuanceDesk:
 
         Raises:
             Problem: badCSR or invalidProfile; the order stays as it is.
+            StoreError: the database failed.
         """
         context = self._context
         names = tuple(Identifier(kind, value) for kind, value in orjson.loads(row.identifiers))
@@ -212,6 +238,8 @@ class IssuanceDesk:
             await context.store.read(lambda tx: _check_key(tx, vetted))
         except (CsrRefusedError, KeyRefusedError) as error:
             raise Problem("badCSR", str(error)) from error
+        except StoreError:
+            raise  # says nothing about the CSR
         except PrivySealError as error:
             raise problem_for(error) from error
         return CertificateRequest(
@@ -236,12 +264,19 @@ def _check_key(transaction: Transaction, vetted: VettedCsr) -> None:
         raise KeyRefusedError(f"The key of the CSR is blocked ({reason}).", hint="Make a new key.")
 
 
-def _urgency(transaction: Transaction, row: OrderRow) -> int:
-    """When the certificate that the order replaces ends; orders that replace nothing come last."""
-    if row.replaces is None:
+def _most_urgent(transaction: Transaction) -> list[str]:
+    """The ids of the orders to take up next, the most urgent first (P5)."""
+    waiting = orders.processing_orders(transaction, count=_DRAIN)
+    urgency = {order_id: _urgency(transaction, replaces) for order_id, replaces in waiting}
+    return sorted(urgency, key=urgency.__getitem__)
+
+
+def _urgency(transaction: Transaction, replaces: str | None) -> int:
+    """When the certificate that an order replaces ends; orders that replace nothing come last."""
+    if replaces is None:
         return _FOREVER
     with suppress(Problem):
-        predecessor = find_certificate(transaction, serial_text(parse_certificate_id(row.replaces)[1]))
+        predecessor = find_certificate(transaction, serial_text(parse_certificate_id(replaces)[1]))
         if predecessor is not None:
             return predecessor.not_after
     return _FOREVER

@@ -100,7 +100,11 @@ def challenge_object(row: AuthorizationRow, challenge_type: str, urls: Urls) -> 
     document: dict[str, Any] = {
         "type": challenge_type,
         "url": urls.challenge(row.id, challenge_type),
-        "status": challenge_status(row.state, attempted=attempted),  # type: ignore[arg-type]
+        "status": challenge_status(
+            row.state,  # type: ignore[arg-type]
+            attempted=attempted,
+            validated=row.validated is not None,
+        ),
         "token": challenge_token(row.seed, challenge_type),
     }
     if attempted and row.validated is not None:

@@ -60,7 +60,7 @@ def parse_jws(body: bytes | dict[str, Any], *, algorithms: tuple[str, ...] = ALG
     if not isinstance(algorithm, str):
         raise malformed("The protected header has no alg.")
     if algorithm not in algorithms:
-        raise bad_algorithm(f"The algorithm {algorithm[:32]!r} is not accepted.")
+        raise bad_algorithm(f"The algorithm {algorithm[:32]!r} is not accepted.", algorithms)
     return Jws(
         algorithm=algorithm,
         url=header["url"],

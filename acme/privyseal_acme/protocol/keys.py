@@ -1,7 +1,7 @@
 """Account keys: JSON Web Keys (RFC 7517, 7518, 8037) and the signatures they verify."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -67,9 +67,9 @@ class AccountKey:
             raise Problem("malformed", "The signature of the JWS does not verify with the key.") from None
 
 
-def bad_algorithm(detail: str) -> Problem:
+def bad_algorithm(detail: str, algorithms: Sequence[str] = ALGORITHMS) -> Problem:
     """badSignatureAlgorithm with the algorithms that would do (RFC 8555 section 6.2)."""
-    return Problem("badSignatureAlgorithm", detail, members={"algorithms": list(ALGORITHMS)})
+    return Problem("badSignatureAlgorithm", detail, members={"algorithms": list(algorithms)})
 
 
 def parse_jwk(members: Mapping[str, Any]) -> AccountKey:
@@ -81,6 +81,8 @@ def parse_jwk(members: Mapping[str, Any]) -> AccountKey:
     if not _PRIVATE_MEMBERS.isdisjoint(members):
         raise Problem("badPublicKey", "The JWK holds private or symmetric members; send only the public key.")
     kept = {name: members.get(name) for name in ("kty", "crv", "x", "y", "n", "e") if name in members}
+    if not all(isinstance(value, str) for value in kept.values()):
+        raise Problem("badPublicKey", "A member of the JWK is not text.")
     return load_jwk(orjson.dumps(kept, option=orjson.OPT_SORT_KEYS).decode())
 
 

@@ -23,11 +23,17 @@ def authorization_status(state: AuthorizationState, expires: int, now: float) ->
     return state  # type: ignore[return-value]
 
 
-def challenge_status(authorization: AuthorizationState, *, attempted: bool) -> ChallengeStatus:
-    """Only the attempted challenge of an authorization ever leaves ``pending``."""
-    if not attempted or authorization in {"pending", "deactivated"}:
+def challenge_status(authorization: AuthorizationState, *, attempted: bool, validated: bool) -> ChallengeStatus:
+    """Only the attempted challenge of an authorization ever leaves ``pending``.
+
+    Deactivation ends the authorization, not what its challenge has come to: one that was valid stays so, one that was being
+    validated can no longer become so.
+    """
+    if not attempted or authorization == "pending":
         return "pending"
-    return authorization  # type: ignore[return-value]
+    if authorization == "deactivated":
+        return "valid" if validated else "invalid"
+    return authorization
 
 
 def order_status(

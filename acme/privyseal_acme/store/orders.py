@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import and_, bindparam, insert, or_, select, update
+from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 
 from privyseal_acme.store.tables import Order
 from privyseal_ca.store.statement import Statement, Transaction
@@ -44,7 +44,13 @@ _CANCEL_OPEN = Statement(
     .values(state="invalid", error=bindparam("new_error"))
     .where(_order.c.account_id == bindparam("account"), _order.c.state == "open")
 )
-_PROCESSING = Statement(select(_order).where(_order.c.state == "processing").order_by(_order.c.created))
+_PROCESSING = Statement(
+    select(_order.c.id, _order.c.replaces)
+    .where(_order.c.state == "processing")
+    .order_by(_order.c.created)
+    .limit(bindparam("count"))
+)
+_COUNT_PROCESSING = Statement(select(func.count()).select_from(_order).where(_order.c.state == "processing"))
 _REPLACING = Statement(
     select(_order.c.id).where(
         _order.c.replaces == bindparam("certificate"),
@@ -118,9 +124,15 @@ def cancel_open_orders(transaction: Transaction, account_id: str, error: str) ->
     return transaction.execute(_CANCEL_OPEN, account=account_id, new_error=error)
 
 
-def processing_orders(transaction: Transaction) -> list[OrderRow]:
-    """Every order that waits for its certificate, the oldest first."""
-    return [OrderRow(*row) for row in transaction.all(_PROCESSING)]
+def count_processing(transaction: Transaction) -> int:
+    """How many orders wait for their certificates."""
+    row = transaction.one(_COUNT_PROCESSING)
+    return int(row[0]) if row else 0
+
+
+def processing_orders(transaction: Transaction, *, count: int) -> list[tuple[str, str | None]]:
+    """Up to ``count`` orders that wait for their certificates, the oldest first: each one's id, and what it replaces."""
+    return [(str(order_id), replaces) for order_id, replaces in transaction.all(_PROCESSING, count=count)]
 
 
 def is_replaced(transaction: Transaction, certificate: str, now: int) -> bool:

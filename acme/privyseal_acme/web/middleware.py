@@ -1,4 +1,4 @@
-"""What every request goes through: correlation id, nonce, CORS, problem documents, one log event, metrics."""
+"""What every request goes through: correlation id, nonce, links, CORS, problem documents, one log event, metrics."""
 
 from collections.abc import Awaitable, Callable
 from time import perf_counter
@@ -8,7 +8,7 @@ import structlog
 from aiohttp import web
 
 from privyseal_acme.protocol.problems import Problem, malformed, problem_for
-from privyseal_acme.protocol.urls import new_id
+from privyseal_acme.protocol.urls import Urls, new_id
 from privyseal_acme.store.nonces import Nonces
 from privyseal_acme.web.replies import problem_reply
 from privyseal_ca.errors import PrivySealError
@@ -34,7 +34,7 @@ def note(request: web.Request, **facts: object) -> None:
     request[_EVENT].update(facts)
 
 
-def observe(nonces: Nonces, metrics: Metrics, random_bytes: Callable[[int], bytes]) -> Any:
+def observe(nonces: Nonces, urls: Urls, metrics: Metrics, random_bytes: Callable[[int], bytes]) -> Any:
     """The middleware around every ACME request."""
     seconds = metrics.stage_seconds.labels("request")
 
@@ -52,6 +52,9 @@ def observe(nonces: Nonces, metrics: Metrics, random_bytes: Callable[[int], byte
         headers["X-Request-Id"] = correlation
         headers["Access-Control-Allow-Origin"] = "*"
         headers["Access-Control-Expose-Headers"] = _EXPOSED
+        if request.path != "/acme/directory":
+            # RFC 8555 section 7.1: from everywhere else the directory can be found.
+            headers.add(*urls.index_link)
         if request.method == "POST" or request.path == "/acme/new-nonce":
             headers["Replay-Nonce"] = nonces.mint()
             headers.setdefault("Cache-Control", "no-store")

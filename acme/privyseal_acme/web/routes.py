@@ -31,6 +31,7 @@ from privyseal_acme.web.replies import PEM_CHAIN, Headers, Reply, link, retry_af
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 #: How long a client waits before it asks again for what is being worked on, in seconds.
 _POLL = 1
+_NO_STORE: Headers = (("Cache-Control", "no-store"),)
 _ID = "[A-Za-z0-9_-]{22}"
 _CHALLENGE = "[a-z0-9-]{1,32}"
 
@@ -95,21 +96,23 @@ class Routes:
         """The directory, for everybody."""
         return Reply(self._directory).response()
 
-    async def read_directory(self, _request: web.Request, _signed_by: Authenticated) -> Reply:
+    async def read_directory(self, _: web.Request, signed: Authenticated) -> Reply:
         """The directory by POST-as-GET (section 6.3)."""
+        _require_post_as_get(signed)
         return Reply(self._directory)
 
     async def head_nonce(self, _: web.Request) -> web.StreamResponse:
         """A nonce by HEAD: 200; the middleware adds the nonce itself."""
-        return Reply(headers=self._nonce_headers()).response()
+        return Reply(headers=_NO_STORE).response()
 
     async def get_nonce(self, _: web.Request) -> web.StreamResponse:
         """A nonce by GET: 204."""
-        return Reply(status=204, headers=self._nonce_headers()).response()
+        return Reply(status=204, headers=_NO_STORE).response()
 
-    async def read_nonce(self, _request: web.Request, _signed_by: Authenticated) -> Reply:
+    async def read_nonce(self, _: web.Request, signed: Authenticated) -> Reply:
         """A nonce by POST-as-GET."""
-        return Reply(status=204, headers=self._nonce_headers())
+        _require_post_as_get(signed)
+        return Reply(status=204, headers=_NO_STORE)
 
     async def get_limits(self, _: web.Request) -> web.StreamResponse:
         """What the ``help`` link of a rate limit points to."""
@@ -132,7 +135,7 @@ class Routes:
         return Reply(
             account_object(result.account, self._urls),
             201 if result.created else 200,
-            (("Location", self._urls.account(result.account.id)), self._urls.index_link),
+            (("Location", self._urls.account(result.account.id)),),
         )
 
     async def account(self, request: web.Request, signed: Authenticated) -> Reply:
@@ -143,16 +146,16 @@ class Routes:
         if not signed.is_post_as_get:
             message = parse_message(AccountUpdate, signed.payload)
             account = await self._accounts.update(account, message, request[CORRELATION])
-        return Reply(account_object(account, self._urls), headers=(self._urls.index_link,))
+        return Reply(account_object(account, self._urls))
 
     async def orders(self, request: web.Request, signed: Authenticated) -> Reply:
         """The account's orders, a page at a time (section 7.1.2.1)."""
         _require_post_as_get(signed)
         account_id = request.match_info["id"]
         page = await self._orders.page(signed.require_account(), account_id, request.query.get("cursor"))
-        headers: list[tuple[str, str]] = [self._urls.index_link]
+        headers: Headers = ()
         if page.cursor is not None:
-            headers.append(link(f"{self._urls.orders(account_id)}?cursor={page.cursor}", "next"))
+            headers = (link(f"{self._urls.orders(account_id)}?cursor={page.cursor}", "next"),)
         return Reply({"orders": [self._urls.order(order_id) for order_id in page.ids]}, headers=headers)
 
     async def key_change(self, request: web.Request, signed: Authenticated) -> Reply:
@@ -162,7 +165,7 @@ class Routes:
         )
         return Reply(
             account_object(account, self._urls),
-            headers=(("Location", self._urls.account(account.id)), self._urls.index_link),
+            headers=(("Location", self._urls.account(account.id)),),
         )
 
     # Orders (section 7.4)
@@ -191,7 +194,7 @@ class Routes:
 
     def _order_reply(self, view: OrderView, status: int = 200) -> Reply:
         document = self._orders.document(view)
-        headers: list[tuple[str, str]] = [("Location", self._urls.order(view.row.id)), self._urls.index_link]
+        headers = [("Location", self._urls.order(view.row.id))]
         if document["status"] == "processing":
             headers.append(retry_after(_POLL))
         return Reply(document, status, headers)
@@ -205,7 +208,7 @@ class Routes:
         return Reply(
             self._authorizations.document(row),
             201,
-            (("Location", self._urls.authorization(row.id)), self._urls.index_link),
+            (("Location", self._urls.authorization(row.id)),),
         )
 
     async def authorization(self, request: web.Request, signed: Authenticated) -> Reply:
@@ -216,9 +219,7 @@ class Routes:
         else:
             parse_message(AuthorizationUpdate, signed.payload)
             row = await self._authorizations.deactivate(account, authorization_id, request[CORRELATION])
-        headers: list[tuple[str, str]] = [self._urls.index_link]
-        if row.state == "processing":
-            headers.append(retry_after(_POLL))
+        headers = (retry_after(_POLL),) if row.state == "processing" else ()
         return Reply(self._authorizations.document(row), headers=headers)
 
     async def challenge(self, request: web.Request, signed: Authenticated) -> Reply:
@@ -230,10 +231,7 @@ class Routes:
         else:
             parse_message(ChallengeResponse, signed.payload)
             row = await self._authorizations.respond(account, authorization_id, challenge_type, request[CORRELATION])
-        headers: list[tuple[str, str]] = [
-            link(self._urls.authorization(authorization_id), "up"),
-            self._urls.index_link,
-        ]
+        headers = [link(self._urls.authorization(authorization_id), "up")]
         if row.state == "processing":
             headers.append(retry_after(_POLL))
         return Reply(self._authorizations.challenge_document(row, challenge_type), headers=headers)
@@ -245,8 +243,7 @@ class Routes:
         _require_post_as_get(signed)
         serial, index = request.match_info["serial"], int(request.match_info.get("chain", "0"))
         chain = await self._certificates.chain(signed.require_account(), serial, index)
-        headers: list[tuple[str, str]] = [self._urls.index_link]
-        headers += [
+        headers = [
             link(self._urls.certificate(serial, other), "alternate") for other in range(chain.count) if other != index
         ]
         return Reply(chain.pem.encode(), headers=headers, content_type=PEM_CHAIN)
@@ -260,15 +257,12 @@ class Routes:
             key=None if signed.account else signed.key,
             correlation=request[CORRELATION],
         )
-        return Reply(headers=(self._urls.index_link,))
+        return Reply()
 
     async def renewal_info(self, request: web.Request) -> web.StreamResponse:
         """When to renew a certificate; unauthenticated (RFC 9773 section 4.1)."""
         document, seconds = await self._certificates.renewal_info(request.match_info["id"])
-        return Reply(document, headers=(retry_after(seconds), self._urls.index_link)).response()
-
-    def _nonce_headers(self) -> Headers:
-        return ("Cache-Control", "no-store"), self._urls.index_link
+        return Reply(document, headers=(retry_after(seconds),)).response()
 
     def _make_directory(self) -> dict[str, Any]:
         settings = self._context.settings

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from sqlalchemy import bindparam, update
 
 from privyseal_ca.ceremony.certificates import (
     ca_public_key,
@@ -22,15 +21,12 @@ from privyseal_ca.ceremony.transcript import Transcript
 from privyseal_ca.errors import ConfigurationError
 from privyseal_ca.hsm.attributes import spki_sha256
 from privyseal_ca.ledger.entries import Kind
+from privyseal_ca.store.issuer_ids import set_issuer_id
 from privyseal_ca.store.issuers import IssuerRow, add_chain, all_issuers, chains, find_issuer, set_issuer_state
-from privyseal_ca.store.statement import Statement, Transaction
-from privyseal_ca.store.tables import Issuer
+from privyseal_ca.store.statement import Transaction
 
 _MAX_FILE = 1 << 20
 _MAX_CHAIN = 10
-
-_issuer = Issuer.__table__  # type: ignore[attr-defined]
-_RENAME = Statement(update(_issuer).values(id=bindparam("new_id")).where(_issuer.c.id == bindparam("old_id")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +88,18 @@ async def import_certificate(
         _refuse_known(certificate, chains(transaction, row.id))
         if activated and issuer_id != row.id:
             # Roots may compute key identifiers otherwise than the request asks; leaves will carry the one in the certificate.
-            transaction.execute(_RENAME, old_id=row.id, new_id=issuer_id)
+            set_issuer_id(transaction, row.id, issuer_id)
         append_certified(transcript, transaction, certificate, _signer_id(chain[1]), imported=True)
         add_chain(transaction, issuer_id, pem(*chain))
         if activated:
             set_issuer_state(transaction, issuer_id, "active")
             transcript.append(transaction, Kind.ISSUER_ACTIVATED, {"id": issuer_id, "name": row.name})
 
-    await transcript.store.write(unit)
-    await write_roots(transcript.store, home)
+    try:
+        await transcript.store.write(unit)
+    finally:
+        # An import that was interrupted before this is refused as known, and leaves the right file all the same.
+        await write_roots(transcript.store, home)
     made = await transcript.store.read(lambda tx: find_issuer(tx, row.name))
     return Imported(made or row, chain[-1], activated)
 

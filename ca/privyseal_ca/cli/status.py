@@ -29,7 +29,8 @@ def status(invocation: Invocation) -> None:
         async with opened_store(settings) as store:
             return await store.read(lambda tx: _figures(tx, now))
 
-    document = _surroundings(settings) | run(work())
+    figures = run(work())
+    document = _surroundings(settings) | figures
     issuers = [
         f"issuer        {issuer['name']}: {issuer['state']}"
         + (f", {issuer['days_left']} days left" if issuer["days_left"] is not None else "")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from privyseal_ca.clock import Clock
-from privyseal_ca.errors import SignerUnavailableError, StoreError
+from privyseal_ca.errors import SignerMisconfiguredError, SignerUnavailableError, StoreError, StoreUnavailableError
 from privyseal_ca.issuance.check import check_certificate
 from privyseal_ca.issuance.issuers import Issuer, IssuerSet
 from privyseal_ca.issuance.lint import LintedCertificate, Linter
@@ -119,7 +119,7 @@ class Authority:
             try:
                 tbs = linted.tbs
                 with self._stage("sign"):
-                    signature = await issuer.key.run(lambda key: issuer.identity.sign(key, tbs))
+                    signature = await _sign(issuer, tbs)
                 with self._stage("check"):
                     der = self._linter.assemble(linted, signature)
                     check_certificate(
@@ -129,10 +129,16 @@ class Authority:
             except BaseException as error:
                 await self._abandon_after(serial, error)
                 raise
-            with self._stage("record"):
-                row = await self._store.write(
-                    lambda tx: self._finish(tx, request, requester, issuer, linted, der, entry, complete)
-                )
+            try:
+                with self._stage("record"):
+                    row = await self._store.write(
+                        lambda tx: self._finish(tx, request, requester, issuer, linted, der, entry, complete)
+                    )
+            except StoreUnavailableError:
+                raise  # it may be stored all the same: close_intents looks
+            except Exception as error:
+                await self._abandon_after(serial, error)
+                raise
         finally:
             self._in_flight.discard(serial)
         self._metrics.issued.labels(request.profile.name).inc()
@@ -280,3 +286,13 @@ class Authority:
             yield
         finally:
             self._metrics.stage_seconds.labels(name).observe(perf_counter() - begun)
+
+
+async def _sign(issuer: Issuer, tbs: bytes) -> bytes:
+    """The issuer's signature over ``tbs``. A token that only a person can bring back is away like any other."""
+    try:
+        return await issuer.key.run(lambda key: issuer.identity.sign(key, tbs))
+    except SignerMisconfiguredError as error:
+        if issuer.key.available:
+            raise
+        raise SignerUnavailableError(error.message, hint=error.hint) from error

@@ -36,7 +36,6 @@ class Kind(StrEnum):
     ISSUER_RETIRED = "issuer.retired"
     SERVICE_STARTED = "service.started"
     SERVICE_STOPPED = "service.stopped"
-    POLICY_LOADED = "policy.loaded"
     EAB_CREATED = "eab.created"
     EAB_REVOKED = "eab.revoked"
     ACCOUNT_CREATED = "account.created"

@@ -14,6 +14,7 @@ _head = LedgerHead.__table__  # type: ignore[attr-defined]
 _entry = LedgerEntry.__table__  # type: ignore[attr-defined]
 
 _CLAIM_INDEX = Statement(update(_head).values(size=_head.c.size + 1).where(_head.c.id == 1).returning(_head.c.size))
+_LOCK = Statement(update(_head).values(size=_head.c.size).where(_head.c.id == 1, _head.c.size > 0))
 _APPEND = Statement(insert(_entry))
 _SIZE = Statement(select(_head.c.size).where(_head.c.id == 1))
 _RANGE = Statement(
@@ -44,6 +45,11 @@ def append(transaction: Transaction, entry: bytes) -> int:
     index = int(row[0]) - 1
     transaction.execute(_APPEND, idx=index, leaf_hash=leaf_hash(entry), entry=entry)
     return index
+
+
+def lock_head(transaction: Transaction) -> bool:
+    """Do what an append does, without appending; False when there are no entries."""
+    return transaction.execute(_LOCK) == 1
 
 
 def size(transaction: Transaction) -> int:

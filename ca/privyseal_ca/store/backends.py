@@ -17,6 +17,9 @@ from privyseal_ca.errors import ConfigurationError, StoreConflictError, StoreErr
 # One writing service per database: the key of PostgreSQL's advisory lock, "privyse" in ASCII.
 _SERVICE_LOCK = 0x70726976797365
 
+# The server's own time limits come first by this many seconds: what it says is more than that it said nothing.
+_GRACE = 1.0
+
 
 class Backend(Protocol):
     """A database engine."""
@@ -118,9 +121,11 @@ class SqliteBackend:
         return isinstance(error, sqlite3.OperationalError) and (error.sqlite_errorcode & 0xFF) == sqlite3.SQLITE_BUSY
 
     def translate(self, error: Exception) -> StoreError:
-        """Constraint failures are conflicts; everything else means the database is not usable now."""
+        """Integrity errors are conflicts, data errors the unit's own fault; all else means that it is not usable now."""
         if isinstance(error, sqlite3.IntegrityError):
             return StoreConflictError(f"The database refused a change: {error}.")
+        if isinstance(error, sqlite3.DataError):
+            return StoreError(f"The database cannot hold a value: {error}.")
         return StoreUnavailableError(
             f"The database {self._path} did not answer as it should: {error}.",
             hint="Try again; `privyseal doctor` says more.",
@@ -128,7 +133,13 @@ class SqliteBackend:
 
     def lock_service(self) -> Any:
         """A lock on a file beside the database; it ends with the process whatever happens to it."""
-        handle = self._path.with_name(self._path.name + "-service").open("w")
+        try:
+            handle = self._path.with_name(self._path.name + "-service").open("w")
+        except OSError as error:
+            raise StoreUnavailableError(
+                f"The folder of the database {self._path} cannot be used: {error.strerror}.",
+                hint="Run `privyseal init` first, or check the folder and its permissions.",
+            ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -142,7 +153,7 @@ class SqliteBackend:
 class _Connection(psycopg.Connection[Any]):
     """A connection that is given up when the server does not answer: its own time limits bind only a server that runs."""
 
-    patience = 0.0
+    patience: float | None = None
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         """Wait for the server, at most ``patience`` seconds where no shorter time is asked for."""
@@ -170,13 +181,14 @@ class PostgresqlBackend:
         """Connect within the time limit, with statement and lock time limits set in the server."""
         limit = int(self._timeout * 1000)
         try:
-            connection = psycopg.connect(
+            connection = _Connection.connect(
                 self._url,
                 autocommit=True,
                 connect_timeout=max(2, int(self._timeout)),
                 options=f"-c statement_timeout={limit} -c lock_timeout={limit} -c idle_in_transaction_session_timeout={limit}",
                 application_name="privyseal",
             )
+            connection.patience = self._timeout + _GRACE
             if not writing:
                 connection.execute("SET default_transaction_read_only = on")
         except psycopg.Error as error:
@@ -194,7 +206,7 @@ class PostgresqlBackend:
         return isinstance(error, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled)
 
     def translate(self, error: Exception) -> StoreError:
-        """Integrity errors are conflicts, data errors are the unit's own fault; all else means that it is not usable now."""
+        """Integrity errors are conflicts, data errors the unit's own fault; all else means that it is not usable now."""
         if isinstance(error, psycopg.IntegrityError):
             return StoreConflictError(f"The database refused a change: {_first_line(error)}.")
         if isinstance(error, psycopg.DataError):

@@ -271,9 +271,9 @@ class Store:
             try:
                 pending.value = pending.unit(transaction)
             except self._backend.errors as error:
-                if self._backend.is_busy(error):
-                    raise  # the units after it would each wait as long for the same lock
                 pending.error = self._failure(error)
+                if isinstance(pending.error, StoreUnavailableError):
+                    raise  # not the unit's own fault, and the units after it might each wait as long for the same lock
             except Exception as error:  # noqa: BLE001 (handed to the caller of write)
                 pending.error = error
             if pending.error is not None:

@@ -6,7 +6,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from alembic.util import CommandError
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -33,6 +34,11 @@ def migrate(url: str) -> None:
         raise StoreUnavailableError(
             f"The database's schema cannot be brought up to date: {str(error).splitlines()[0]}.",
             hint="Check that the database can be reached and written, then try again.",
+        ) from error
+    except CommandError as error:
+        raise StoreUnavailableError(
+            "The database's schema is not one that this program knows.",
+            hint="A newer version of this program has used it: run that one.",
         ) from error
     finally:
         engine.dispose()
@@ -62,4 +68,9 @@ def schema_is_current(url: str) -> bool:
 def _engine(url: str) -> Engine:
     if url.startswith("postgresql://"):
         url = "postgresql+psycopg://" + url.removeprefix("postgresql://")
-    return create_engine(url, poolclass=NullPool, hide_parameters=True)
+    engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
+    if engine.dialect.name == "sqlite":
+        # The driver would commit before each change of the schema: a migration that is killed must leave nothing behind.
+        event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.engine import Dialect
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ClauseElement
 
 Row = tuple[Any, ...]
@@ -28,12 +29,12 @@ class Statement:
             sql, literals = self._compiled[dialect.name]
         except KeyError:
             compiled = self._clause.compile(dialect=dialect)
-            if not isinstance(compiled, SQLCompiler):
-                raise TypeError("DDL goes through the engine")
-            # Lists in IN become single parameters here, which needs a value for each of the others.
-            expanded = compiled.construct_expanded_state(parameters)
-            literals = {name: value for name, value in expanded.parameters.items() if name not in parameters}
-            sql = expanded.statement
+            sql, literals = str(compiled), {}
+            if isinstance(compiled, SQLCompiler):
+                # Lists in IN become single parameters here, which takes a value for each of the others.
+                expanded = compiled.construct_expanded_state(parameters)
+                sql = expanded.statement
+                literals = {name: value for name, value in expanded.parameters.items() if name not in parameters}
             self._compiled[dialect.name] = sql, literals
         return sql, ({**literals, **parameters} if literals else parameters)
 
