@@ -6,8 +6,7 @@ from typing import Any
 import click
 
 from privyseal_acme.flow.administration import deactivate_account, require_account
-from privyseal_acme.store.account_listing import list_accounts
-from privyseal_acme.store.accounts import AccountRow
+from privyseal_acme.store.accounts import AccountRow, list_accounts
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
 from privyseal_ca.cli.text import moment, table, when

@@ -13,6 +13,9 @@ _INSERT = Statement(insert(_account))
 _BY_ID = Statement(select(_account).where(_account.c.id == bindparam("wanted")))
 _BY_THUMBPRINT = Statement(select(_account).where(_account.c.thumbprint == bindparam("wanted")))
 _BY_SPKI = Statement(select(_account.c.id).where(_account.c.spki_sha256 == bindparam("wanted")).limit(1))
+_LIST = Statement(
+    select(_account).where(_account.c.id > bindparam("after")).order_by(_account.c.id).limit(bindparam("count"))
+)
 _SET_CONTACT = Statement(
     update(_account)
     .values(contact=bindparam("new_contact"), terms_agreed=bindparam("new_terms"))
@@ -71,6 +74,11 @@ def find_account_by_key(transaction: Transaction, thumbprint: str) -> AccountRow
     """The account whose key has the thumbprint."""
     row = transaction.one(_BY_THUMBPRINT, wanted=thumbprint)
     return AccountRow(*row) if row else None
+
+
+def list_accounts(transaction: Transaction, *, after: str = "", count: int = 100) -> list[AccountRow]:
+    """Up to ``count`` accounts whose id is after ``after``."""
+    return [AccountRow(*row) for row in transaction.all(_LIST, after=after, count=count)]
 
 
 def is_account_key(transaction: Transaction, spki_sha256: bytes) -> bool:

@@ -21,8 +21,15 @@ from privyseal_ca.ceremony.transcript import Transcript
 from privyseal_ca.errors import ConfigurationError
 from privyseal_ca.hsm.attributes import spki_sha256
 from privyseal_ca.ledger.entries import Kind
-from privyseal_ca.store.issuer_ids import set_issuer_id
-from privyseal_ca.store.issuers import IssuerRow, add_chain, all_issuers, chains, find_issuer, set_issuer_state
+from privyseal_ca.store.issuers import (
+    IssuerRow,
+    add_chain,
+    all_issuers,
+    chains,
+    find_issuer,
+    set_issuer_id,
+    set_issuer_state,
+)
 from privyseal_ca.store.statement import Transaction
 
 _MAX_FILE = 1 << 20

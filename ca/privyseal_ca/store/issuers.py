@@ -18,6 +18,7 @@ _BY_NAME = Statement(select(_issuer).where(_issuer.c.name == bindparam("wanted")
 _SET_STATE = Statement(
     update(_issuer).values(state=bindparam("new_state")).where(_issuer.c.id == bindparam("issuer_id"))
 )
+_SET_ID = Statement(update(_issuer).values(id=bindparam("new_id")).where(_issuer.c.id == bindparam("old_id")))
 _INSERT_CHAIN = Statement(insert(_chain))
 _CHAINS = Statement(
     select(_chain.c.pem).where(_chain.c.issuer_id == bindparam("issuer_id")).order_by(_chain.c.position)
@@ -74,6 +75,11 @@ def find_issuer(transaction: Transaction, name: str) -> IssuerRow | None:
 def set_issuer_state(transaction: Transaction, issuer_id: str, state: str) -> None:
     """Change the state of an issuer: ``pending``, ``active`` or ``retired``."""
     transaction.execute(_SET_STATE, issuer_id=issuer_id, new_state=state)
+
+
+def set_issuer_id(transaction: Transaction, old_id: str, new_id: str) -> None:
+    """Give a pending issuer, which no chain and no certificate refers to yet, the id that its certificate says."""
+    transaction.execute(_SET_ID, old_id=old_id, new_id=new_id)
 
 
 def add_chain(transaction: Transaction, issuer_id: str, pem: str) -> int:
