@@ -21,6 +21,13 @@ $(STAMP): deploy/setup.sh requirements.lock pyproject.toml
 setup-test: $(STAMP) ## what the tests and linters need besides
 	PYTHON="$(PYTHON)" bash deploy/setup.sh test
 
+run: $(STAMP) ## serve a home (PRIVYSEAL_HOME, else ~/.privyseal), made when there is none
+	@exec bash deploy/run.sh
+
+demo: $(STAMP) ## the whole story unattended: init, serve, issue, mutual TLS, renew, revoke, audit
+	PYTHON="$(PYTHON)" bash deploy/setup.sh demo
+	@exec $(BIN)/python deploy/demo.py
+
 lint: setup-test ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

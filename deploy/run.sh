@@ -1,33 +1,36 @@
 #!/usr/bin/env bash
-# Serves a home, after a key ceremony when there is none. The home is $PRIVYSEAL_HOME, else ~/.privyseal.
+# Serves the home that is $PRIVYSEAL_HOME, else ~/.privyseal, after the key ceremony when there was none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-privyseal=$PWD/.venv/bin/privyseal
-home=${PRIVYSEAL_HOME:-$HOME/.privyseal}
+home=$(.venv/bin/python -c 'from privyseal_ca.config import home_directory; print(home_directory(None))')
 settings=$home/privyseal.toml
 
-may_answer_http01() {
-    .venv/bin/python - <<'PY'
+may_listen_on() {
+    .venv/bin/python - "$1" <<'PY'
 import socket, sys
 try:
-    socket.create_server(("", 80)).close()
+    socket.create_server(("", int(sys.argv[1]))).close()
 except PermissionError:
     sys.exit(1)
 except OSError:
-    pass  # somebody else answers there, which is none of our business
+    pass  # somebody listens there, and may
 PY
 }
 
-if [ ! -e "$settings" ]; then
-    "$privyseal" init --home "$home"
-    if ! may_answer_http01; then
+if [ ! -e "$home/roots.pem" ]; then
+    new=true
+    [ -e "$settings" ] && new=false
+    # Progress only: what the result says, the service says again.
+    .venv/bin/privyseal init --home "$home" >/dev/null
+    if $new && [ -z "${PRIVYSEAL_VALIDATION__HTTP_PORT:-}" ] && ! may_listen_on 80; then
         cat >>"$settings" <<'TOML'
+
 [validation]
-# RFC 8555 section 8.3 wants http-01 on port 80, where this user may not listen: a first certificate on this machine would
-# fail. Remove the line before clients on other machines are served.
+# http-01 belongs on port 80 (RFC 8555 section 8.3), where the user who made this home may not listen: a first certificate
+# on this machine would fail. Remove the line to serve clients on other machines.
 http_port = 5080
 TOML
-        echo "run: this user may not listen on port 80, so http-01 is asked for on port 5080; $settings says more" >&2
+        echo "run: this user may not listen on port 80, so http-01 asks on port 5080; $settings says more" >&2
     fi
 fi
-exec "$privyseal" serve --home "$home"
+exec .venv/bin/privyseal serve --home "$home"

@@ -1,11 +1,32 @@
 #!/usr/bin/env bash
 # Sets up this checkout: system packages through apt when they are missing, then .venv from the lock files.
 #   deploy/setup.sh run    what `privyseal serve` needs
+#   deploy/setup.sh demo   certbot besides
 #   deploy/setup.sh test   what the tests and linters need besides
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-run}
+
+say() { echo "setup: $*" >&2; }
+fail() {
+    say "$@"
+    exit 1
+}
+
+supported() { # command
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
+}
+
+# The system's python3, unless it is too old or too new and another one is there.
 python=${PYTHON:-python3}
+if [ "$python" = python3 ] && command -v python3 >/dev/null 2>&1 && ! supported python3; then
+    for candidate in python3.13 python3.12 python3.11; do
+        if supported "$candidate"; then
+            python=$candidate
+            break
+        fi
+    done
+fi
 
 packages=()
 want() { # package, test command...
@@ -14,62 +35,70 @@ want() { # package, test command...
     "$@" >/dev/null 2>&1 || packages+=("$package")
 }
 has() { command -v "$1"; }
-file() { local match; for match in "$@"; do [ -e "$match" ] && return 0; done; return 1; }
+file() {
+    local match
+    for match in "$@"; do [ -e "$match" ] && return 0; done
+    return 1
+}
 
-want softhsm2 file /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so /usr/lib64/softhsm/libsofthsm2.so
+want softhsm2 file /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so /usr/lib64/*/libsofthsm2.so
 # Debian's python3 comes without ensurepip unless python3-venv is there.
-[ -x .venv/bin/pip ] || want python3-venv "$python" -c 'import ensurepip'
+[ -x .venv/bin/pip ] || want "$(basename "$python")-venv" "$python" -c 'import ensurepip'
 want openssl has openssl
 want curl has curl
 if [ "$mode" = test ]; then
     want lego has lego
     want uacme has uacme
+    want dehydrated has dehydrated
     want gnutls-bin has gnutls-cli
     want knot file /usr/sbin/knotd
     want postgresql file /usr/lib/postgresql/*/bin/postgres
     want opensc has pkcs11-tool
 fi
 
-if [ ${#packages[@]} -gt 0 ]; then
-    as_root=()
+install_packages() {
+    local as_root=()
+    command -v apt-get >/dev/null 2>&1 || fail "missing: $*. There is no apt-get here; install them with this" \
+        "machine's own package manager and run make again."
     if [ "$(id -u)" != 0 ]; then
-        if command -v sudo >/dev/null 2>&1; then
+        # sudo may ask for a password only where somebody can type it.
+        if command -v sudo >/dev/null 2>&1 && { [ -t 0 ] || sudo -n true 2>/dev/null; }; then
             as_root=(sudo)
         else
-            echo "setup: these packages are missing: ${packages[*]}" >&2
-            echo "setup: there is neither root nor sudo here; ask somebody who has to run: apt-get install ${packages[*]}" >&2
-            exit 1
+            fail "missing: $*. This user is not root and cannot use sudo; somebody who can has to run:" \
+                "apt-get install $*"
         fi
     fi
-    if ! command -v apt-get >/dev/null 2>&1; then
-        echo "setup: these packages are missing: ${packages[*]}" >&2
-        echo "setup: this machine has no apt-get; install them with its own package manager and run make again" >&2
-        exit 1
-    fi
-    echo "setup: installing ${packages[*]}" >&2
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
-fi
+    say "installing $*"
+    # The lists may be old or partly out of reach and the packages there all the same.
+    "${as_root[@]}" apt-get update -qq || say "apt-get update failed; going on with the lists that are there"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
+        fail "apt-get could not install: $*. What it says is above."
+}
 
-"$python" - <<'PY'
-import sys
-if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-    sys.exit(f"setup: Python 3.11 to 3.13 is needed and this is {sys.version.split()[0]}; name another: make run PYTHON=python3.12")
-PY
+[ ${#packages[@]} -eq 0 ] || install_packages "${packages[@]}"
+
+supported "$python" || fail "Python 3.11 to 3.13 is needed, and $python is" \
+    "$("$python" --version 2>&1 || true). Name another one: make run PYTHON=python3.12"
 [ -x .venv/bin/pip ] || "$python" -m venv .venv
+
 lock=requirements.lock
-[ "$mode" = test ] && lock=requirements-dev.lock
-installed=.venv/.lock-$mode
+[ "$mode" = run ] || lock=requirements-dev.lock
+installed=.venv/.$lock
 if ! cmp -s "$lock" "$installed"; then
-    echo "setup: installing the packages of $lock" >&2
+    say "installing the packages of $lock"
     .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r "$lock"
     cp "$lock" "$installed"
 fi
 # The project itself: two path entries and its command, so that the checkout is what runs.
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 printf '%s\n%s\n' "$PWD/ca" "$PWD/acme" >"$site/privyseal.pth"
+# A shell line that Python reads as a string: an interpreter line could hold neither a blank nor a long path.
 cat >.venv/bin/privyseal <<SCRIPT
-#!$PWD/.venv/bin/python
+#!/bin/sh
+'''exec' "$PWD/.venv/bin/python" "\$0" "\$@"
+' '''
 import sys
 from privyseal_acme.cli import main
 sys.exit(main())

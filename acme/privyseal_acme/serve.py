@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import shlex
 from pathlib import Path
 
@@ -17,11 +18,19 @@ from privyseal_ca.telemetry.logs import configure_logs
 
 def serve(settings: Settings) -> int:
     """Serve until the process is told to stop; the exit code."""
+    prepare_process()
     configure_logs(settings.log)
-    os.umask(0o077)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve_until_stopped(settings, ready=lambda service: click.echo(welcome(settings, service))))
     return 0
+
+
+def prepare_process() -> None:
+    """New files are their owner's alone, memory that holds PINs and keys is dumped nowhere, descriptors do for the bounds."""
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def welcome(settings: Settings, service: Service) -> str:

@@ -63,6 +63,8 @@ _PROBE_SECONDS = 2.0
 #: How long the readiness probe waits for the database.
 _READY_SECONDS = 2.0
 _SWEEP_SECONDS = 60.0
+#: How often validations are looked for that were stored and not begun, as when a commit's answer is lost.
+_RESUME_SECONDS = 15.0
 _TLS_SECONDS = 60.0
 #: Threads give the interpreter up after this many seconds: a signature that is ready should not wait 5 ms for the loop.
 _SWITCH_INTERVAL = 0.0005
@@ -192,6 +194,7 @@ def _rate_limits(settings: Settings, clock: Clock) -> Limits:
     limits = settings.limits
     return Limits(
         new_accounts=RateLimit(events=limits.new_accounts, period=limits.new_accounts_period, clock=clock),
+        account_changes=RateLimit(events=limits.account_changes, period=limits.account_changes_period, clock=clock),
         new_orders=RateLimit(events=limits.new_orders, period=limits.new_orders_period, clock=clock),
         failed_validations=RateLimit(
             events=limits.failed_validations, period=limits.failed_validations_period, clock=clock
@@ -222,7 +225,20 @@ def _readiness(store: Store, hsm: Hsm, issuers: IssuerSet) -> Callable[[], Await
             database, ledger = "the database does not answer", "not reachable"
         return Readiness({"token": key, "database": database, "ledger": ledger})
 
-    return check
+    return _one_at_a_time(check)
+
+
+def _one_at_a_time(check: Callable[[], Awaitable[Readiness]]) -> Callable[[], Awaitable[Readiness]]:
+    """``check``, made once for all who ask while it is under way: however many ask, the token's queue holds one probe (P12)."""
+    current: asyncio.Future[Readiness] | None = None
+
+    async def shared() -> Readiness:
+        nonlocal current
+        if current is None or current.done():
+            current = asyncio.ensure_future(check())
+        return await asyncio.shield(current)
+
+    return shared
 
 
 def _load_profiles(settings: Settings) -> Mapping[str, Profile]:
@@ -365,6 +381,7 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
                 desk.run(),
                 _repeat(_TLS_SECONDS, "server certificate", tls.renew_if_due),
                 _repeat(_PROBE_SECONDS, "token probe", foundation.hsm.probe),
+                _repeat(_RESUME_SECONDS, "validations", validations.resume),
                 _repeat(_SWEEP_SECONDS, "nonce sweep", nonces.sweep),
             )
         ]

@@ -122,6 +122,7 @@ class DatabaseSettings(_Section):
 
     url: str = Field(
         "",
+        repr=False,
         description="`sqlite:///FILE` (a relative FILE is in the home) or `postgresql://USER@HOST/NAME`. Empty: "
         "`sqlite:///privyseal.db`.",
     )
@@ -243,7 +244,7 @@ class AcmeSettings(_Section):
     max_body: int = Field(65536, ge=4096, le=1 << 20, description="Largest request body in bytes.")
     finalize_wait: float = Field(
         5,
-        ge=0,
+        gt=0,
         le=60,
         description="How long finalize waits for the certificate before it answers `processing`.",
     )
@@ -254,7 +255,13 @@ class LimitSettings(_Section):
 
     new_accounts: int = Field(50_000, ge=0, description="New accounts from one address.")
     new_accounts_period: int = Field(3600, ge=1, description="Period of `new_accounts`.")
-    new_orders: int = Field(100_000, ge=0, description="New orders of one account.")
+    account_changes: int = Field(
+        1000, ge=0, description="Changes of contacts and keys of one account, each of which is an entry of the ledger."
+    )
+    account_changes_period: int = Field(3600, ge=1, description="Period of `account_changes`.")
+    new_orders: int = Field(
+        100_000, ge=0, description="New orders of one account, and new authorizations ahead of orders."
+    )
     new_orders_period: int = Field(3600, ge=1, description="Period of `new_orders`.")
     failed_validations: int = Field(10_000, ge=0, description="Failed validations of one account.")
     failed_validations_period: int = Field(3600, ge=1, description="Period of `failed_validations`.")

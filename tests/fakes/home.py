@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.dns import LOOPBACK, free_port
 
+from fakes.dns import LOOPBACK, free_port
 from privyseal_ca.ceremony.initialise import Surroundings, initialise
 from privyseal_ca.ceremony.plan import NameSpace, Plan
 from privyseal_ca.ceremony.settings_file import FirstSettings
@@ -86,8 +86,8 @@ def settings_factory(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
     def make(**sections: Mapping[str, Any]) -> Settings:
         database = databases / f"{next(_numbers)}.db"
         copy_database(home / "privyseal.db", database)
-        merged = {name: dict(section) for name, section in document.items()}
-        own = {
+        merged: dict[str, Any] = {name: dict(section) for name, section in document.items()}
+        own: Mapping[str, Mapping[str, Any]] = {
             "database": {"url": f"sqlite:///{database}"},
             "server": {"https": f"{LOOPBACK}:{free_port()}", "http": f"{LOOPBACK}:{free_port()}"},
             "validation": {"http_port": free_port(), "tls_port": free_port()},

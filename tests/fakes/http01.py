@@ -1,7 +1,7 @@
 """What answers http-01 challenges (RFC 8555 section 8.3): a real web server on a thread."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,6 +18,8 @@ class Http01:
         #: The Host field and the path of every request.
         self.requests: list[tuple[str, str]] = []
         self.port = 0
+        #: Called before each answer.
+        self.before: Callable[[], object] = lambda: None
 
     def serve(self, token: str, key_authorization: str) -> None:
         """Answer for ``token`` from now on."""
@@ -27,8 +29,9 @@ class Http01:
         responder = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802 (the base class's name)
+            def do_GET(self) -> None:
                 responder.requests.append((self.headers.get("Host", ""), self.path))
+                responder.before()
                 answer = responder.answers.get(self.path.removeprefix(_PATH))
                 body = (answer or "").encode()
                 self.send_response(404 if answer is None else 200)

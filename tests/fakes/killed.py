@@ -45,7 +45,8 @@ class KilledService:
         deadline = monotonic() + _PATIENCE
         while monotonic() < deadline:
             assert self._process.poll() is None, "the service ended before it was ready"
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self._status}/readyz", timeout=5):
+            with contextlib.suppress(OSError):
+                self._get("readyz")
                 return
             sleep(0.02)
         raise TimeoutError("the service did not start")
@@ -54,12 +55,17 @@ class KilledService:
         """Kill it once it has issued that many certificates, whatever it is doing then."""
         deadline = monotonic() + _PATIENCE
         while monotonic() < deadline:
-            with urllib.request.urlopen(f"{self._status}/metrics", timeout=5) as answer:
-                figures = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
+            lines = self._get("metrics").splitlines()
+            figures = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
             if float(figures.get('privyseal_certificates_issued_total{profile="mtls"}', 0)) >= orders:
                 break
         self._process.kill()
         self._process.wait()
+
+    def _get(self, path: str) -> str:
+        with urllib.request.urlopen(f"{self._status}/{path}", timeout=5) as answer:  # noqa: S310 (the test's own listener)
+            body: bytes = answer.read()
+        return body.decode()
 
     def wait_until_killed(self) -> None:
         """Return when it has ended itself."""
@@ -146,7 +152,6 @@ class _Killer:
 
 async def _serve(document: dict[str, Any], killer: _Killer) -> None:
     from fakes.store_faults import FaultyBackend  # noqa: PLC0415 (the parent has its own)
-
     from privyseal_acme.service import Parts, running  # noqa: PLC0415
     from privyseal_ca.config import Settings  # noqa: PLC0415
     from privyseal_ca.hsm.signing import TokenSigningKey  # noqa: PLC0415

@@ -23,7 +23,6 @@ from sqlalchemy import create_engine, delete, insert, select
 from sqlmodel import SQLModel
 
 from fakes.dns import LOOPBACK, free_port
-
 from privyseal_ca.store.migrate import migrate
 
 _USER = "privyseal"
@@ -113,7 +112,7 @@ class Postgresql:
     def administer(self, statement: str) -> None:
         """Run a statement as the owner of the cluster."""
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
 
     @property
     def _log(self) -> Path:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,16 @@ def run_command(
 class ServerProcess:
     """One home, and its ``privyseal serve`` when it runs. May be stopped, killed and started again."""
 
-    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
-        """``settings`` are overrides such as ``{"VALIDATION__TIMEOUT": "1"}``."""
+    def __init__(
+        self,
+        home: Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        command: Sequence[str | Path] = (PRIVYSEAL, "serve"),
+    ) -> None:
+        """``settings`` are overrides such as ``{"VALIDATION__TIMEOUT": "1"}``; ``command`` is what ends up as the service."""
         self.home = home
+        self._command = command
         self.https_port = free_port()
         self.http_port = free_port()
         #: Where clients answer http-01 and tls-alpn-01.
@@ -136,7 +143,7 @@ class ServerProcess:
         assert self._process is None, "the service is running already"
         with self._file("out").open("ab") as out, self._file("err").open("ab") as err:
             self._process = subprocess.Popen(
-                [PRIVYSEAL, "serve"], env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                self._command, env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err
             )
         if wait:
             self.wait_until_ready()

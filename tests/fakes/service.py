@@ -28,13 +28,13 @@ from typing import Any, TypeVar
 
 import pytest
 import uvloop
+from sqlalchemy import select
+from sqlmodel import SQLModel
+
 from fakes.acme_client import AcmeClient, JwsKey
 from fakes.dns import Knot, knot
 from fakes.home import MakeSettings
 from fakes.http01 import Http01, http01_responder
-from sqlalchemy import select
-from sqlmodel import SQLModel
-
 from privyseal_acme.flow.eab import EabKeys, NewEabKey
 from privyseal_acme.service import Parts, Service, running
 from privyseal_ca.config import ROOTS_FILE, Settings

@@ -53,7 +53,7 @@ class _Connection:
         return getattr(self._real, name)
 
     def execute(self, statement: str, *parameters: Any) -> Any:
-        return self._backend.run(statement.split()[0], lambda: self._real.execute(statement, *parameters))
+        return self._backend.run(statement.split(maxsplit=1)[0], lambda: self._real.execute(statement, *parameters))
 
 
 def once(action: Hook) -> Hook:

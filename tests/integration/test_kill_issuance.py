@@ -14,6 +14,7 @@ from threading import Event
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from fakes.acme_client import AcmeClient, Response, make_csr
 from fakes.dns import Knot
 from fakes.home import MakeSettings
@@ -22,7 +23,6 @@ from fakes.killed import STEPS, killed_service
 from fakes.postgresql import Postgresql, copy_to_postgresql
 from fakes.promises import History, check_promises
 from fakes.service import serving
-
 from privyseal_ca.config import Settings
 
 Connect = Callable[[Settings], AcmeClient]

@@ -11,11 +11,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect
 from sqlmodel import SQLModel
 
-import privyseal_acme.store.tables
 import privyseal_ca.store.tables  # noqa: F401 (both put their tables into the metadata)
 from privyseal_ca.errors import StoreUnavailableError
 from privyseal_ca.ledger.entries import Kind, decode_entry, encode_entry
-from privyseal_ca.ledger.log import append, entries, lock_head, size
+from privyseal_ca.ledger.log import StoredEntry, append, entries, lock_head, size
 from privyseal_ca.ledger.tree import TreeHasher, leaf_hash
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
@@ -33,7 +32,9 @@ def test_migrations_make_what_the_tables_describe(migrated_url: str) -> None:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, SQLModel.metadata) == []
-        described = {name: {column.name for column in table.columns} for name, table in SQLModel.metadata.tables.items()}
+        described = {
+            name: {column.name for column in table.columns} for name, table in SQLModel.metadata.tables.items()
+        }
         found = inspect(connection)
         assert {name: {column["name"] for column in found.get_columns(name)} for name in described} == described
     engine.dispose()
@@ -120,9 +121,9 @@ def test_two_processes_append_without_gaps(migrated_url: str) -> None:
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
         for line in output.splitlines():
-            correlation, index = line.split()
-            assert int(index) not in acknowledged
-            acknowledged[int(index)] = f"service:{number}", correlation
+            correlation, given = line.split()
+            assert int(given) not in acknowledged
+            acknowledged[int(given)] = f"service:{number}", correlation
 
     stored = asyncio.run(_all_entries(migrated_url))
     kept = sum(number % 7 != 3 for number in range(_ENTRIES))
@@ -146,11 +147,12 @@ def test_two_processes_append_without_gaps(migrated_url: str) -> None:
     assert tree.root() == expected.root()
 
 
-async def _all_entries(url: str):  # type: ignore[no-untyped-def]
+async def _all_entries(url: str) -> list[StoredEntry]:
     store = Store(backend_for(url, durable=True, timeout=5), queue=16)
     await store.open()
     try:
-        assert await store.read(size) == len(found := await store.read(lambda tx: list(entries(tx, count=10_000))))
+        found = await store.read(lambda tx: list(entries(tx, count=10_000)))
+        assert await store.read(size) == len(found)
         return found
     finally:
         await store.close()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
 from fakes.acme_client import ABSENT, AcmeClient, JwsKey, Response, b64, unb64
 from fakes.service import NewClient, RunningService, StartService, serving
 
@@ -104,7 +105,7 @@ def _ec(**members: Any) -> dict[str, Any]:
 
 
 def _rsa(bits: int = 2048, exponent: int = 65537) -> dict[str, Any]:
-    return JwsKey("RS256", rsa.generate_private_key(exponent, bits)).jwk  # type: ignore[arg-type]
+    return JwsKey("RS256", rsa.generate_private_key(exponent, bits)).jwk
 
 
 def _deep(depth: int) -> list[Any]:
@@ -171,7 +172,7 @@ def test_a06_bad_keys(service: RunningService, client: AcmeClient, kind: str) ->
 
 def test_a06_weak_keys_that_sign_well_are_bad_keys(service: RunningService, new_client: NewClient) -> None:
     client = new_client(service, registered=False)
-    for key in (rsa.generate_private_key(3, 2048), rsa.generate_private_key(65537, 1024)):
+    for key in (rsa.generate_private_key(3, 2048), rsa.generate_private_key(65537, 1024)):  # noqa: S505 (what is refused)
         client.key = JwsKey("RS256", key)
         with service.unchanged():
             assert client.new_account().refusal == (400, "badPublicKey")
@@ -283,9 +284,7 @@ def test_a08_a_nonce_dies_with_any_request_it_was_seen_in(client: AcmeClient, fa
         "signature": lambda: client.post(url, None, nonce=nonce, key=JwsKey()),
         "payload": lambda: client.post(url, {"identifiers": 5}, nonce=nonce),
         "kid": lambda: client.post(url, None, nonce=nonce, kid="https://nobody.test/"),
-        "ownership": lambda: client.post(
-            (client.account or "")[:-22] + "A" * 22, None, nonce=nonce
-        ),
+        "ownership": lambda: client.post((client.account or "")[:-22] + "A" * 22, None, nonce=nonce),
     }[fault]()
     assert refused.status >= 400
     assert refused.problem != "badNonce"
@@ -368,9 +367,7 @@ def test_a08_an_old_nonce(fresh_service: RunningService, fresh_client: AcmeClien
     assert fresh_client.post(fresh_client.account or "", None, nonce=nonces[1]).refusal == (400, "badNonce")
 
 
-def test_a08_nonces_survive_a_restart_and_so_does_their_use(
-    start_service: StartService, new_client: NewClient
-) -> None:
+def test_a08_nonces_survive_a_restart_and_so_does_their_use(start_service: StartService, new_client: NewClient) -> None:
     first = start_service()
     client = new_client(first)
     used, unused = client.fresh_nonce(), client.fresh_nonce()

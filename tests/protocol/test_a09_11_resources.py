@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from fakes.acme_client import ABSENT, AcmeClient, JwsKey, Response, b64, challenge_of, make_csr
 from fakes.service import NewClient, RunningService
 
@@ -69,9 +70,7 @@ def test_a09_directory_and_nonce_answer_both_ways(client: AcmeClient) -> None:
         assert client.post(url, None, key=JwsKey()).refusal == (400, "malformed")
 
 
-@pytest.mark.parametrize(
-    "resource", ["account", "orders", "order", "finalize", "authz", "challenge", "certificate"]
-)
+@pytest.mark.parametrize("resource", ["account", "orders", "order", "finalize", "authz", "challenge", "certificate"])
 def test_a09_other_accounts_resources(
     service: RunningService, client: AcmeClient, new_client: NewClient, resource: str
 ) -> None:
@@ -103,7 +102,9 @@ def test_a09_a_challenge_of_another_type(client: AcmeClient) -> None:
     assert client.post(url).refusal == (404, "malformed")
 
 
-@pytest.mark.parametrize("path", ["/", "/acme", "/acme/", "/acme/order/x", "/acme/directory/", "/acme/../acme/directory"])
+@pytest.mark.parametrize(
+    "path", ["/", "/acme", "/acme/", "/acme/order/x", "/acme/directory/", "/acme/../acme/directory"]
+)
 def test_a09_unknown_paths(client: AcmeClient, path: str) -> None:
     base = client.directory_url.removesuffix("/acme/directory")
     assert client.request("GET", base + path).refusal == (404, "malformed")
@@ -165,10 +166,11 @@ def test_a11_urls_cannot_be_guessed(service: RunningService, client: AcmeClient)
     ids = [order.headers["Location"].rpartition("/")[2] for order in orders]
     ids += [order.json["authorizations"][0].rpartition("/")[2] for order in orders]
     assert len(set(ids)) == 16
-    # Whatever orders them, at least 64 bits of each are their own.
-    assert len({text[-11:] for text in ids}) == 16
-    shared = [sum(a == b for a, b in zip(first[-11:], second[-11:], strict=True)) for first, second in zip(ids, ids[1:], strict=False)]
-    assert max(shared) < 6
+    # Their beginnings may tell the time; at least 64 bits of each are chance.
+    tails = [text[-12:-1] for text in ids]
+    assert len(set(tails)) == 16
+    for position in range(11):
+        assert len({tail[position] for tail in tails}) > 4
 
 
 def _broken(client: AcmeClient, faults: set[str]) -> Response:

@@ -4,17 +4,41 @@ import json
 from urllib.parse import urlsplit
 
 import pytest
+
 from fakes.acme_client import AcmeClient
 from fakes.service import NewClient, RunningService, StartService
-
 from privyseal_acme.protocol.problems import STATUS
 
 #: The registry of ACME error types (RFC 8555 section 9.7.4, RFC 9773 section 7.4) and the profiles draft.
 REGISTERED = frozenset(
-    "accountDoesNotExist alreadyReplaced alreadyRevoked badCSR badNonce badPublicKey badRevocationReason "
-    "badSignatureAlgorithm caa compound connection dns externalAccountRequired incorrectResponse invalidContact "
-    "invalidProfile malformed orderNotReady rateLimited rejectedIdentifier serverInternal tls unauthorized "
-    "unsupportedContact unsupportedIdentifier userActionRequired".split()
+    [
+        "accountDoesNotExist",
+        "alreadyReplaced",
+        "alreadyRevoked",
+        "badCSR",
+        "badNonce",
+        "badPublicKey",
+        "badRevocationReason",
+        "badSignatureAlgorithm",
+        "caa",
+        "compound",
+        "connection",
+        "dns",
+        "externalAccountRequired",
+        "incorrectResponse",
+        "invalidContact",
+        "invalidProfile",
+        "malformed",
+        "orderNotReady",
+        "rateLimited",
+        "rejectedIdentifier",
+        "serverInternal",
+        "tls",
+        "unauthorized",
+        "unsupportedContact",
+        "unsupportedIdentifier",
+        "userActionRequired",
+    ]
 )
 TERMS = "https://ca.test/terms/1"
 
@@ -65,9 +89,7 @@ def test_a13_each_refused_identifier_has_a_subproblem(service: RunningService, c
     with service.unchanged():
         answer = client.post(client.directory["newOrder"], {"identifiers": identifiers})
     assert answer.refusal == (400, "compound")
-    found = {
-        item["identifier"]["value"]: item["type"].rpartition(":")[2] for item in answer.json["subproblems"]
-    }
+    found = {item["identifier"]["value"]: item["type"].rpartition(":")[2] for item in answer.json["subproblems"]}
     assert found == {
         "public.example.com": "rejectedIdentifier",
         "bad_.test": "malformed",

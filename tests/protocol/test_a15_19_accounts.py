@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from fakes.acme_client import AcmeClient, challenge_of, make_csr
+
+from fakes.acme_client import AcmeClient, JwsKey, challenge_of, make_csr
 from fakes.service import NewClient, RunningService, StartService
 
 
@@ -41,9 +42,7 @@ def test_a15_unknown_members_are_ignored_and_not_echoed(service: RunningService,
         {"externalAccountBinding": []},
     ],
 )
-def test_a15_members_have_their_types(
-    service: RunningService, new_client: NewClient, members: dict[str, Any]
-) -> None:
+def test_a15_members_have_their_types(service: RunningService, new_client: NewClient, members: dict[str, Any]) -> None:
     client = new_client(service, registered=False)
     with service.unchanged():
         assert client.new_account(**members).refusal == (400, "malformed")
@@ -88,9 +87,7 @@ def test_a16_good_contacts(service: RunningService, new_client: NewClient, conta
 
 
 @pytest.mark.parametrize("contact", BAD_CONTACTS)
-def test_a16_bad_contacts(
-    service: RunningService, client: AcmeClient, new_client: NewClient, contact: str
-) -> None:
+def test_a16_bad_contacts(service: RunningService, client: AcmeClient, new_client: NewClient, contact: str) -> None:
     newcomer = new_client(service, registered=False)
     with service.unchanged():
         made = newcomer.new_account(contact=["mailto:good@b.test", contact])
@@ -254,8 +251,6 @@ def test_a19_deactivation_cancels_pending_work_and_revokes_nothing(
     key = ec.generate_private_key(ec.SECP256R1())
     assert client.finalize(ready, make_csr(["c19.test"], key)).refusal == (401, "unauthorized")
     # Whoever holds its key can still revoke the certificate (section 7.3.6).
-    from fakes.acme_client import JwsKey  # noqa: PLC0415
-
     assert client.revoke(issued.der, key=JwsKey("ES256", issued.key)).status == 200
 
 

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+
 from fakes.acme_client import ABSENT, AcmeClient, JwsKey, MacKey, Response, b64, make_jws, unb64
 from fakes.service import NewClient, RunningService, StartService
-
 from privyseal_acme.flow.eab import Narrowing, NewEabKey
 
 
@@ -152,9 +153,7 @@ _BINDINGS: dict[str, tuple[Wrong, tuple[int, str]]] = {
 
 
 @pytest.mark.parametrize("kind", _BINDINGS)
-def test_a20_every_failure_refuses_the_account(
-    bound_service: RunningService, new_client: NewClient, kind: str
-) -> None:
+def test_a20_every_failure_refuses_the_account(bound_service: RunningService, new_client: NewClient, kind: str) -> None:
     eab = bound_service.eab_key()
     client = new_client(bound_service, registered=False)
     wrong, refusal = _BINDINGS[kind]
@@ -189,7 +188,9 @@ def test_a20_a_key_for_one_account_binds_one(bound_service: RunningService, new_
         assert client.fresh_nonce()
     with ThreadPoolExecutor(len(clients)) as threads:
         answers = list(
-            threads.map(lambda pair: pair[0].new_account(externalAccountBinding=pair[1]), zip(clients, bindings, strict=True))
+            threads.map(
+                lambda pair: pair[0].new_account(externalAccountBinding=pair[1]), zip(clients, bindings, strict=True)
+            )
         )
     assert sorted(answer.status for answer in answers) == [201] + [403] * 5
 
@@ -310,8 +311,6 @@ def test_a21_the_new_key_is_nobodys(service: RunningService, client: AcmeClient,
 
 
 def test_a21_a_weak_new_key(service: RunningService, client: AcmeClient) -> None:
-    from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: PLC0415
-
     weak = JwsKey("RS256", rsa.generate_private_key(3, 2048))
     with service.unchanged():
         assert client.post(client.directory["keyChange"], inner(client, weak)).refusal == (400, "badPublicKey")

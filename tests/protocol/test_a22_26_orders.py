@@ -1,13 +1,16 @@
 """STANDARDS A 22 to 26: orders, identifiers, states, challenges (RFC 8555 sections 7.1, 7.4, 7.5 and 8)."""
 
+import hashlib
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from fakes.acme_client import AcmeClient, b64, challenge_of, make_csr, unb64
 from fakes.service import NewClient, RunningService, StartService
-
 from privyseal_ca.clock import rfc3339
 
 
@@ -110,8 +113,6 @@ def test_a22_identifiers_and_authorizations_never_change(client: AcmeClient) -> 
 
 
 def test_a22_nothing_else_is_issued_than_was_ordered(client: AcmeClient) -> None:
-    from cryptography import x509  # noqa: PLC0415
-
     issued = client.issue("b.a22.test", "a.a22.test", "127.0.0.1")
     names = issued.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert {str(name.value) for name in names} == {"a.a22.test", "b.a22.test", "127.0.0.1"}
@@ -124,7 +125,11 @@ def test_a22_nothing_else_is_issued_than_was_ordered(client: AcmeClient) -> None
 
 @pytest.mark.parametrize(
     ("given", "canonical"),
-    [("A23.TEST", "a23.test"), ("xn--bcher-kva.test", "xn--bcher-kva.test"), ("XN--BCHER-KVA.test", "xn--bcher-kva.test")],
+    [
+        ("A23.TEST", "a23.test"),
+        ("xn--bcher-kva.test", "xn--bcher-kva.test"),
+        ("XN--BCHER-KVA.test", "xn--bcher-kva.test"),
+    ],
 )
 def test_a23_names_are_normalised(client: AcmeClient, given: str, canonical: str) -> None:
     order = client.order(given).json
@@ -203,8 +208,6 @@ def test_a23_wildcards(client: AcmeClient) -> None:
 
 
 def test_a23_a_wildcard_is_issued_after_dns_01(client: AcmeClient) -> None:
-    from cryptography import x509  # noqa: PLC0415
-
     issued = client.issue("*.wild.a23.test")
     names = issued.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["*.wild.a23.test"]
@@ -300,6 +303,41 @@ def test_a24_an_order_runs_out(fresh_service: RunningService, fresh_client: Acme
     challenge = challenge_of(authorization, "http-01")["url"]
     with fresh_service.unchanged():
         assert fresh_client.post(challenge, {}).refusal == (400, "malformed")
+
+
+def test_a24_what_time_has_ended_is_not_changed_by_anything(
+    fresh_service: RunningService, fresh_client: AcmeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A validation that ends too late, and a deactivation that comes too late."""
+    assert fresh_client.http01 is not None
+    asked, answer = threading.Event(), threading.Event()
+
+    def hold_back() -> None:
+        asked.set()
+        answer.wait(10)
+
+    monkeypatch.setattr(fresh_client.http01, "before", hold_back)
+    url = fresh_client.order("a24.test").json["authorizations"][0]
+    challenge = challenge_of(fresh_client.post(url).json, "http-01")
+    fresh_client.prepare("a24.test", challenge)
+    fresh_client.post(challenge["url"], {})
+    assert asked.wait(10)
+    fresh_service.clock.advance(fresh_service.settings.acme.order_lifetime)
+    fresh_client.nonce = None
+    assert fresh_client.post(url).json["status"] == "invalid"
+    answer.set()
+    ended = fresh_client.poll(challenge["url"]).json
+    assert ended["status"] == "invalid"
+    assert ended["error"]["type"].startswith("urn:ietf:params:acme:error:")
+    assert fresh_client.post(url).json["status"] == "invalid"
+
+    pending, valid = fresh_client.order("b24.test"), fresh_client.ready_order("c24.test")
+    fresh_service.clock.advance(fresh_service.settings.acme.order_lifetime)
+    fresh_client.nonce = None
+    with fresh_service.unchanged():
+        for order in (pending, valid):
+            late = fresh_client.post(order.json["authorizations"][0], {"status": "deactivated"})
+            assert late.refusal == (400, "malformed")
 
 
 def test_a24_a_valid_authorization_expires_and_takes_the_order_along(
@@ -490,7 +528,11 @@ def test_a26_trailing_whitespace_is_ignored(client: AcmeClient, suffix: str) -> 
 def test_a26_a_wrong_answer_is_not_repeated_to_anybody(client: AcmeClient, wrong: str) -> None:
     url = client.order("a26.test").json["authorizations"][0]
     challenge = challenge_of(client.post(url).json, "http-01")
-    body = "SECRET-BODY " + wrong if wrong == "x" else wrong.format(client.key_authorization(challenge), challenge["token"])
+    body = (
+        "SECRET-BODY " + wrong
+        if wrong == "x"
+        else wrong.format(client.key_authorization(challenge), challenge["token"])
+    )
     assert client.http01 is not None
     client.http01.serve(challenge["token"], body)
     client.post(challenge["url"], {})
@@ -502,8 +544,6 @@ def test_a26_a_wrong_answer_is_not_repeated_to_anybody(client: AcmeClient, wrong
 
 
 def test_a26_any_matching_txt_record_suffices(client: AcmeClient) -> None:
-    import hashlib  # noqa: PLC0415
-
     name = "many.a26.test"
     url = client.order(name).json["authorizations"][0]
     challenge = challenge_of(client.post(url).json, "dns-01")
@@ -515,8 +555,6 @@ def test_a26_any_matching_txt_record_suffices(client: AcmeClient) -> None:
 
 
 def test_a26_apex_and_wildcard_at_one_name(client: AcmeClient) -> None:
-    import hashlib  # noqa: PLC0415
-
     order = client.order("both.a26.test", "*.both.a26.test")
     challenges = [challenge_of(client.post(url).json, "dns-01") for url in order.json["authorizations"]]
     digests = [b64(hashlib.sha256(client.key_authorization(item).encode()).digest()) for item in challenges]

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from privyseal_acme.flow.context import Context
+from privyseal_acme.flow.limits import RateLimit, site_of
 from privyseal_acme.protocol.jws import parse_jws
 from privyseal_acme.protocol.keys import AccountKey, load_jwk, parse_jwk
 from privyseal_acme.protocol.messages import AccountUpdate, KeyChange, NewAccount, parse_message
@@ -25,6 +26,7 @@ from privyseal_ca.store.statement import Transaction
 
 _MAC_ALGORITHMS = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
 _MAX_EAB = 16_384
+_TOO_MANY_CHANGES = "Too many changes of this account."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class AccountFlow:
             return NewAccountResult(existing, created=False)
         if message.only_return_existing:
             raise Problem("accountDoesNotExist", "There is no account for this key.")
-        self._check_limit(address)
+        site = site_of(address)
+        self._check_limit(self._context.limits.new_accounts, site, "Too many new accounts from this address.")
         self._check_key(key)
         if context.settings.acme.terms_of_service and not message.terms_of_service_agreed:
             raise self._terms_required()
@@ -90,7 +93,7 @@ class AccountFlow:
             if existing is None:
                 raise
             return NewAccountResult(existing, created=False)
-        context.limits.new_accounts.count(address)
+        context.limits.new_accounts.count(site)
         return NewAccountResult(row, created=True)
 
     async def update(self, account: AccountRow, message: AccountUpdate, correlation: str) -> AccountRow:
@@ -101,6 +104,7 @@ class AccountFlow:
             return await self._deactivate(account, correlation)
         if message.contact is None and not message.terms_of_service_agreed:
             return account
+        self._check_limit(self._context.limits.account_changes, account.id, _TOO_MANY_CHANGES)
         contact = account.contact
         if message.contact is not None:
             contact = orjson.dumps(self._check_contacts(message.contact)).decode()
@@ -118,7 +122,9 @@ class AccountFlow:
             )
             return _require(accounts.find_account(transaction, account.id))
 
-        return await self._context.store.write(unit)
+        updated = await self._context.store.write(unit)
+        self._context.limits.account_changes.count(account.id)
+        return updated
 
     async def change_key(self, account: AccountRow, payload: bytes, *, url: str, correlation: str) -> AccountRow:
         """KeyChange (section 7.3.5). ``payload`` is the inner JWS, ``url`` that of the outer one."""
@@ -137,7 +143,10 @@ class AccountFlow:
         if parse_jwk(message.old_key).thumbprint != account.thumbprint:
             raise malformed("The oldKey of the inner payload is not the account's key.")
         self._check_key(new_key)
-        return await self._context.store.write(lambda tx: self._set_key(tx, account, new_key, correlation))
+        self._check_limit(self._context.limits.account_changes, account.id, _TOO_MANY_CHANGES)
+        changed = await self._context.store.write(lambda tx: self._set_key(tx, account, new_key, correlation))
+        self._context.limits.account_changes.count(account.id)
+        return changed
 
     def _set_key(self, transaction: Transaction, account: AccountRow, key: AccountKey, correlation: str) -> AccountRow:
         owner = accounts.find_account_by_key(transaction, key.thumbprint)
@@ -209,12 +218,9 @@ class AccountFlow:
         now = self._context.clock.now()
         append(transaction, encode_entry(kind, time=now, actor=actor, correlation=correlation, payload=payload))
 
-    def _check_limit(self, address: str) -> None:
-        seconds = self._context.limits.new_accounts.wait(address)
-        if seconds:
-            raise rate_limited(
-                "Too many new accounts from this address.", seconds=seconds, help_url=self._context.urls.limits
-            )
+    def _check_limit(self, limit: RateLimit, key: str, detail: str) -> None:
+        if seconds := limit.wait(key):
+            raise rate_limited(detail, seconds=seconds, help_url=self._context.urls.limits)
 
     def _check_key(self, key: AccountKey) -> None:
         try:
@@ -273,7 +279,8 @@ class AccountFlow:
         if bound.thumbprint != key.thumbprint:
             raise malformed("The externalAccountBinding is for another key than the one that signed the request.")
         kid = jws.kid
-        row = await context.store.read(lambda tx: find_eab_key(tx, kid))
+        # PostgreSQL has no text with NUL in it, and no kid of ours has control characters.
+        row = await context.store.read(lambda tx: find_eab_key(tx, kid)) if kid.isprintable() else None
         refused = unauthorized("The external account key is not known, or its MAC does not verify.")
         if row is None:
             raise refused

@@ -30,6 +30,10 @@ class AuthorizationFlow:
         context = self._context
         if message.identifier.value.startswith("*."):
             raise malformed("An authorization cannot be made for a wildcard ahead of an order.")
+        if seconds := context.limits.new_orders.wait(account.id):
+            raise rate_limited(
+                "Too many new orders and authorizations of this account.", seconds=seconds, help_url=context.urls.limits
+            )
         policy = context.policy_of(account)
         if policy is None:
             raise unauthorized("The policy of this account does not exist any more; ask the operators.")
@@ -56,7 +60,9 @@ class AuthorizationFlow:
             authorizations.add_authorization(transaction, row)
             return row
 
-        return await context.store.write(unit)
+        authorization = await context.store.write(unit)
+        context.limits.new_orders.count(account.id)
+        return authorization
 
     async def read(self, account: AccountRow, authorization_id: str) -> AuthorizationRow:
         """An authorization of ``account``.
@@ -74,15 +80,17 @@ class AuthorizationFlow:
     async def deactivate(self, account: AccountRow, authorization_id: str, correlation: str) -> AuthorizationRow:
         """Give an authorization up (section 7.5.2)."""
         row = await self.read(account, authorization_id)
+        now = self._context.clock.now()
+        status = authorization_status(row.state, row.expires, now)  # type: ignore[arg-type]
 
         def unit(transaction: Transaction) -> AuthorizationRow:
-            if not authorizations.deactivate(transaction, row.id):
+            if status not in {"pending", "valid"} or not authorizations.deactivate(transaction, row.id):
                 raise malformed("The authorization has ended already.")
             append(
                 transaction,
                 encode_entry(
                     Kind.AUTHORIZATION_DEACTIVATED,
-                    time=self._context.clock.now(),
+                    time=now,
                     actor=account.actor,
                     correlation=correlation,
                     payload={"authorization": row.id, "identifier": f"{row.identifier_type}:{row.value}"},
@@ -109,6 +117,9 @@ class AuthorizationFlow:
         now = int(context.clock.now())
         status = authorization_status(row.state, row.expires, now)  # type: ignore[arg-type]
         if row.attempted == challenge_type:
+            if row.state == "processing":
+                # Its first response may have been stored although it was answered with an error.
+                self._queue.add(row, account)
             return row
         if status != "pending":
             raise malformed(f"The authorization is {status}; its challenges cannot be responded to.")
@@ -118,7 +129,7 @@ class AuthorizationFlow:
             raise rate_limited(
                 "Too many failed validations of this account.", seconds=seconds, help_url=context.urls.limits
             )
-        self._queue.check_room()
+        self._queue.check_room(account)
 
         def unit(transaction: Transaction) -> AuthorizationRow:
             began = authorizations.begin_validation(

@@ -5,7 +5,6 @@ from typing import Any
 
 import orjson
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from privyseal_acme.flow.context import Context
 from privyseal_acme.protocol.ari import parse_certificate_id
@@ -17,7 +16,7 @@ from privyseal_acme.store import authorizations
 from privyseal_acme.store.accounts import AccountRow
 from privyseal_ca.clock import rfc3339
 from privyseal_ca.issuance.record import serial_text
-from privyseal_ca.revocation.revoke import SUBSCRIBER_REASONS, revoke_certificate
+from privyseal_ca.revocation.revoke import KEY_COMPROMISE, SUBSCRIBER_REASONS, revoke_certificate
 from privyseal_ca.store.certificates import (
     CertificateRow,
     find_certificate,
@@ -71,28 +70,25 @@ class CertificateFlow:
         context = self._context
         certificate, der = _parse_certificate(message.certificate)
         now = context.clock.now()
-        if account is not None:
-            actor = account.actor
-        else:
-            spki = certificate.public_key().public_bytes(
-                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
-            if key is None or key.spki_der != spki:
-                raise unauthorized("The key that signed the request is not the certificate's.")
-            actor = "certificate-key"
 
         def unit(transaction: Transaction) -> None:
             row = find_certificate(transaction, serial_text(certificate.serial_number))
             if row is None or row.der != der:
                 raise malformed("The certificate was not issued here.", status=404)
-            if account is not None and row.requester != account.actor:
+            reasons = SUBSCRIBER_REASONS
+            if account is None:
+                if key is None or key.spki_sha256 != row.spki_sha256:
+                    raise unauthorized("The key that signed the request is not the certificate's.")
+            elif row.requester != account.actor:
                 _check_holds_names(transaction, account, row, int(now))
+                # keyCompromise blocks the key, which is not theirs to say who hold the names only.
+                reasons -= {KEY_COMPROMISE}
             revoke_certificate(
                 transaction,
                 row,
                 reason=message.reason,
-                allowed_reasons=SUBSCRIBER_REASONS,
-                actor=actor,
+                allowed_reasons=reasons,
+                actor="certificate-key" if account is None else account.actor,
                 correlation=correlation,
                 now=now,
             )
@@ -136,13 +132,18 @@ def _parse_certificate(text: str) -> tuple[x509.Certificate, bytes]:
         if len(der) > _MAX_CERTIFICATE:
             raise ValueError("too long")
         return x509.load_der_x509_certificate(der), der
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise malformed("The certificate is not DER in base64url.") from None
 
 
 def _check_holds_names(transaction: Transaction, account: AccountRow, row: CertificateRow, now: int) -> None:
     """The account must hold a valid authorization for every name (section 7.6)."""
-    for text in orjson.loads(row.names):
+    refused = unauthorized("The account neither ordered the certificate nor holds authorizations for all its names.")
+    names = orjson.loads(row.names)
+    if not names:
+        # Of a certificate without names, such as one of the authority's own, everybody would hold all.
+        raise refused
+    for text in names:
         kind, _, value = text.partition(":")
         wildcard = value.startswith("*.")
         held = authorizations.find_usable(
@@ -155,6 +156,4 @@ def _check_holds_names(transaction: Transaction, account: AccountRow, row: Certi
             only_reusable=False,
         )
         if held is None:
-            raise unauthorized(
-                "The account neither ordered the certificate nor holds authorizations for all its names."
-            )
+            raise refused

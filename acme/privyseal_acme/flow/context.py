@@ -24,6 +24,7 @@ class Limits:
     """The rate limits of the ACME server."""
 
     new_accounts: RateLimit
+    account_changes: RateLimit
     new_orders: RateLimit
     failed_validations: RateLimit
 

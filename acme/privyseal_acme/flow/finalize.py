@@ -6,7 +6,7 @@ other failure ends the order.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -18,10 +18,10 @@ from privyseal_acme.flow.orders import OrderFlow, OrderView, view_of
 from privyseal_acme.protocol.ari import parse_certificate_id
 from privyseal_acme.protocol.encoding import decode
 from privyseal_acme.protocol.messages import Finalize
-from privyseal_acme.protocol.problems import Problem, malformed, problem_for
+from privyseal_acme.protocol.problems import Problem, malformed, problem_for, try_again, unauthorized
 from privyseal_acme.protocol.transitions import order_status
 from privyseal_acme.store import orders
-from privyseal_acme.store.accounts import AccountRow, is_account_key
+from privyseal_acme.store.accounts import AccountRow, find_account, is_account_key
 from privyseal_acme.store.orders import OrderRow
 from privyseal_ca.errors import (
     CsrRefusedError,
@@ -33,9 +33,11 @@ from privyseal_ca.errors import (
 )
 from privyseal_ca.identifiers import Identifier
 from privyseal_ca.issuance.authority import Claim, Requester
+from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.record import serial_text
 from privyseal_ca.issuance.template import CertificateRequest
 from privyseal_ca.policy.csr import VettedCsr, vet_csr
+from privyseal_ca.policy.names import NamePolicy
 from privyseal_ca.store.certificates import CertificateRow, blocked_key_reason, find_certificate
 from privyseal_ca.store.statement import Transaction
 
@@ -71,7 +73,7 @@ class IssuanceDesk:
             return view
         if status != "ready":
             raise Problem("orderNotReady", f"The order is {status}, not ready.")
-        request = await self._vet(view.row, csr)
+        request = await self._vet(view.row, csr, account)
 
         def claim(transaction: Transaction) -> None:
             self._claim(transaction, view.row, csr, correlation)
@@ -84,6 +86,8 @@ class IssuanceDesk:
         if task.done() and not task.cancelled() and isinstance(error := task.exception(), StoreError | Problem):
             raise error
         view = await self._orders.read(account, order_id)
+        if view.row.csr is None and not task.done():
+            raise try_again("The database has not taken the request yet. Finalize the order again.", seconds=1)
         if view.row.csr != csr:
             raise Problem("orderNotReady", "The order was finalized by another request, or is not ready any more.")
         return view
@@ -147,11 +151,14 @@ class IssuanceDesk:
 
     async def _resume(self, order_id: str) -> None:
         """Issue for an order that is processing already, under a new serial."""
-        row = await self._context.store.read(lambda tx: orders.find_order(tx, order_id))
+        row, account = await self._context.store.read(lambda tx: _with_account(tx, order_id))
         if row is None or row.state != "processing" or row.csr is None:
             return
         try:
-            request = await self._vet(row, row.csr)
+            if account is None or account.status != "valid":
+                # Section 7.3.6: what was pending is cancelled.
+                raise unauthorized("The account was deactivated.")
+            request = await self._vet(row, row.csr, account)
         except Problem as problem:
             await self._end(row, row.csr, problem)
             return
@@ -162,7 +169,7 @@ class IssuanceDesk:
                 raise OrderTakenError("The order has ended meanwhile.")
 
         with suppress(OrderTakenError):
-            await self._issue(row, row.csr, f"account:{row.account_id}", row.correlation, request, still_waits)
+            await self._issue(row, row.csr, account.actor, row.correlation, request, still_waits)
 
     async def _issue(
         self, row: OrderRow, csr: bytes, actor: str, correlation: str, request: CertificateRequest, claim: Claim
@@ -220,11 +227,11 @@ class IssuanceDesk:
         ):
             raise OrderTakenError("The order is not ready any more.")
 
-    async def _vet(self, row: OrderRow, csr: bytes) -> CertificateRequest:
+    async def _vet(self, row: OrderRow, csr: bytes, account: AccountRow) -> CertificateRequest:
         """The CSR of an order as a vetted request.
 
         Raises:
-            Problem: badCSR or invalidProfile; the order stays as it is.
+            Problem: badCSR, invalidProfile or rejectedIdentifier; the order stays as it is.
             StoreError: the database failed.
         """
         context = self._context
@@ -233,6 +240,7 @@ class IssuanceDesk:
         if profile is None:
             raise Problem("invalidProfile", "The profile of the order does not exist any more.")
         try:
+            _check_policy(context.policy_of(account), profile, names)
             vetted = vet_csr(csr, names, context.key_policy)
             profile.check_key_type(vetted.key_type)
             await context.store.read(lambda tx: _check_key(tx, vetted))
@@ -252,6 +260,21 @@ class IssuanceDesk:
             not_before=row.not_before,
             not_after=row.not_after,
         )
+
+
+def _with_account(transaction: Transaction, order_id: str) -> tuple[OrderRow | None, AccountRow | None]:
+    row = orders.find_order(transaction, order_id)
+    return row, None if row is None else find_account(transaction, row.account_id)
+
+
+def _check_policy(policy: NamePolicy | None, profile: Profile, names: Iterable[Identifier]) -> None:
+    """The policy of newOrder may have been narrowed since then, when the service was started anew (promise P11)."""
+    if policy is None:
+        raise unauthorized("The policy of this account does not exist any more; ask the operators.")
+    if policy.profiles and profile.name not in policy.profiles:
+        raise Problem("invalidProfile", "The profile of the order is not for this account any more.")
+    for name in names:
+        policy.check(name)
 
 
 def _check_key(transaction: Transaction, vetted: VettedCsr) -> None:

@@ -1,10 +1,20 @@
 """Rate limits: the generic cell rate algorithm, with memory bounded by the number of keys that are remembered."""
 
 from collections import OrderedDict
+from ipaddress import ip_address, ip_network
 
 from privyseal_ca.clock import Clock
 
 _KEYS = 100_000
+
+
+def site_of(address: str) -> str:
+    """What limits on addresses count by: an IPv4 address, or the /64 that a single IPv6 host may choose from."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    return str(ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address
 
 
 class RateLimit:

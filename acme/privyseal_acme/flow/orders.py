@@ -1,6 +1,7 @@
 """Orders: newOrder, reading, and the list (RFC 8555 section 7.4)."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from privyseal_acme.protocol.problems import (
     rate_limited,
     unauthorized,
 )
-from privyseal_acme.protocol.transitions import AuthorizationStatus, authorization_status
+from privyseal_acme.protocol.transitions import AuthorizationStatus, OrderStatus, authorization_status, order_status
 from privyseal_acme.protocol.urls import new_resource_id
 from privyseal_acme.store import authorizations, orders
 from privyseal_acme.store.accounts import AccountRow
@@ -38,6 +39,8 @@ from privyseal_ca.store.statement import Transaction
 #: Identifier types that can be proved by ACME challenges.
 _PROVABLE = frozenset({"dns", "ip"})
 _AFTER_EVERYTHING = (2**62, "")
+#: Only the newest order that replaces a certificate can be anything else than invalid; of one second there may be some.
+_REPLACING = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,9 @@ class OrderFlow:
             raise unauthorized("The certificate to be replaced belongs to another account.")
         if not {f"{name.type}:{name.value}" for name in names} & set(orjson.loads(row.names)):
             raise malformed("The order shares no name with the certificate to be replaced.")
-        if orders.is_replaced(transaction, replaces, now):
+        # An order whose authorization failed is invalid without its row saying so: its client may try again.
+        replacing = orders.replacing_orders(transaction, replaces, count=_REPLACING)
+        if any(_order_status(view_of(transaction, order, now), now) != "invalid" for order in replacing):
             raise Problem("alreadyReplaced", "Another order replaces this certificate already.")
 
     def _authorization(
@@ -288,6 +293,10 @@ def view_of(transaction: Transaction, row: OrderRow, now: float) -> OrderView:
     return OrderView(row, tuple(_status(state, expires, now) for state, expires in states))
 
 
+def _order_status(view: OrderView, now: float) -> OrderStatus:
+    return order_status(view.row.state, view.row.expires, view.statuses, now)  # type: ignore[arg-type]
+
+
 def _status(state: str, expires: int, now: float) -> AuthorizationStatus:
     return authorization_status(state, expires, now)  # type: ignore[arg-type]
 
@@ -303,8 +312,10 @@ def _refusal(refusals: Sequence[Subproblem]) -> Problem:
 
 
 def _parse_cursor(cursor: str) -> tuple[int, str]:
-    try:
-        created, _, order_id = decode(cursor[:128]).decode().partition(":")
-        return int(created), order_id
-    except ValueError:
-        raise malformed("The cursor is not one that this server made.") from None
+    created, order_id = -1, ""
+    with suppress(ValueError):
+        time, _, order_id = decode(cursor[:128]).decode().partition(":")
+        created = int(time)
+    if not 0 <= created <= _AFTER_EVERYTHING[0] or not order_id.isprintable():
+        raise malformed("The cursor is not one that this server made.")
+    return created, order_id

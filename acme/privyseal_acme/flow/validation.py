@@ -1,6 +1,7 @@
 """Validations in the background: from a response to a challenge to the authorization's end (DESIGN section 2 step 3)."""
 
 import asyncio
+from dataclasses import dataclass
 from time import perf_counter
 
 import orjson
@@ -8,7 +9,7 @@ import structlog
 
 from privyseal_acme.flow.context import Context
 from privyseal_acme.flow.objects import challenge_token
-from privyseal_acme.protocol.problems import Problem, try_again
+from privyseal_acme.protocol.problems import Problem, try_again, unauthorized
 from privyseal_acme.store import accounts, authorizations
 from privyseal_acme.store.accounts import AccountRow
 from privyseal_acme.store.authorizations import AuthorizationRow
@@ -23,10 +24,20 @@ from privyseal_ca.store.statement import Transaction
 _log = structlog.get_logger("validation")
 
 _STORE_RETRY_SECONDS = 1.0
+#: One account may have this part of the queue and of what runs: names that never answer hold up their own account only.
+_SHARE = 4
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one account has of the queue."""
+
+    slots: asyncio.Semaphore
+    tasks: int = 0
 
 
 class ValidationQueue:
-    """Runs a bounded number of validations at a time and records how each ends.
+    """Runs a bounded number of validations at a time, of all accounts and of each, and records how each ends.
 
     What is being validated is a state in the database: after a restart :meth:`resume` begins again whatever was not finished.
     """
@@ -36,23 +47,37 @@ class ValidationQueue:
         self._validator = validator
         self._slots = asyncio.Semaphore(context.settings.validation.concurrency)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._shares: dict[str, _Share] = {}
 
-    def check_room(self) -> None:
-        """Refuse more work while too much waits (promise P12).
+    def check_room(self, account: AccountRow) -> None:
+        """Refuse more work while too much waits, of all accounts or of this one (promise P12).
 
         Raises:
             Problem: try again later.
         """
-        if len(self._tasks) >= self._context.settings.validation.queue:
+        limit = self._context.settings.validation.queue
+        share = self._shares.get(account.id)
+        if len(self._tasks) >= limit or (share is not None and share.tasks >= max(1, limit // _SHARE)):
             raise try_again("Too many validations are waiting at the moment.", seconds=10)
 
     def add(self, row: AuthorizationRow, account: AccountRow) -> None:
         """Validate the attempted challenge of ``row``, unless that is going on already."""
         if row.id in self._tasks:
             return
-        task = asyncio.get_running_loop().create_task(self._run(row, account))
+        share = self._shares.get(account.id)
+        if share is None:
+            slots = asyncio.Semaphore(max(1, self._context.settings.validation.concurrency // _SHARE))
+            share = self._shares[account.id] = _Share(slots)
+        share.tasks += 1
+        task = asyncio.get_running_loop().create_task(self._run(row, account, share))
         self._tasks[row.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(row.id, None))
+        task.add_done_callback(lambda _: self._remove(row, share))
+
+    def _remove(self, row: AuthorizationRow, share: _Share) -> None:
+        del self._tasks[row.id]
+        share.tasks -= 1
+        if not share.tasks:
+            del self._shares[row.account_id]
 
     async def resume(self) -> int:
         """Begin again with what an earlier process left unfinished; how many there were."""
@@ -75,8 +100,8 @@ class ValidationQueue:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._validator.close()
 
-    async def _run(self, row: AuthorizationRow, account: AccountRow) -> None:
-        async with self._slots:
+    async def _run(self, row: AuthorizationRow, account: AccountRow, share: _Share) -> None:
+        async with share.slots, self._slots:
             begun = perf_counter()
             outcome = await self._validator.check(self._task(row, account))
             self._context.metrics.stage_seconds.labels("validation").observe(perf_counter() - begun)
@@ -118,24 +143,26 @@ class ValidationQueue:
     def _record(self, transaction: Transaction, row: AuthorizationRow, account: AccountRow, outcome: Outcome) -> None:
         """State and ledger entry together (P3). Nothing happens to what was deactivated meanwhile."""
         now = self._context.clock.now()
-        lifetime = self._context.settings.acme.authorization_lifetime
-        error = None
+        problem = None
         if outcome.problem is not None:
-            error = orjson.dumps(Problem(outcome.problem.type, outcome.problem.detail).document()).decode()
+            problem = Problem(outcome.problem.type, outcome.problem.detail)
+        elif now >= row.expires:
+            # What time has ended stays ended (RFC 8555 section 7.1.6).
+            problem = unauthorized("The authorization expired before its challenge was validated.")
         finished = authorizations.finish_validation(
             transaction,
             row.id,
-            state="valid" if outcome.valid else "invalid",
-            expires=int(now) + lifetime if outcome.valid else row.expires,
-            validated=int(now) if outcome.valid else None,
-            error=error,
+            state="valid" if problem is None else "invalid",
+            expires=row.expires if problem else int(now) + self._context.settings.acme.authorization_lifetime,
+            validated=None if problem else int(now),
+            error=orjson.dumps(problem.document()).decode() if problem else None,
         )
         if not finished:
             return
         append(
             transaction,
             encode_entry(
-                Kind.AUTHORIZATION_VALIDATED if outcome.valid else Kind.AUTHORIZATION_FAILED,
+                Kind.AUTHORIZATION_FAILED if problem else Kind.AUTHORIZATION_VALIDATED,
                 time=now,
                 actor=account.actor,
                 correlation=row.correlation,
@@ -144,7 +171,7 @@ class ValidationQueue:
                     "challenge": row.attempted,
                     "evidence": outcome.evidence,
                     "identifier": f"{row.identifier_type}:{row.value}",
-                    "problem": outcome.problem.type if outcome.problem else None,
+                    "problem": problem.type if problem else None,
                     "wildcard": bool(row.wildcard),
                 },
             ),

@@ -83,17 +83,19 @@ def parse_jwk(members: Mapping[str, Any]) -> AccountKey:
     kept = {name: members.get(name) for name in ("kty", "crv", "x", "y", "n", "e") if name in members}
     if not all(isinstance(value, str) for value in kept.values()):
         raise Problem("badPublicKey", "A member of the JWK is not text.")
-    return load_jwk(orjson.dumps(kept, option=orjson.OPT_SORT_KEYS).decode())
+    return _key(kept)
 
 
 @lru_cache(maxsize=16_384)
 def load_jwk(text: str) -> AccountKey:
-    """The key that is written as ``text``; remembered, since every request of an account needs it.
+    """The key of an account, written as ``text``; remembered, since every request of the account needs it.
 
-    Raises:
-        Problem: badPublicKey.
+    Keys that strangers send are not remembered: they would drive out those of accounts.
     """
-    members = orjson.loads(text)
+    return _key(orjson.loads(text))
+
+
+def _key(members: Mapping[str, Any]) -> AccountKey:
     try:
         match members.get("kty"):
             case "EC":
@@ -148,9 +150,12 @@ def _okp(members: Mapping[str, Any]) -> AccountKey:
 
 
 def _rsa(members: Mapping[str, Any]) -> AccountKey:
-    size = len(decode(members["n"])) * 8
-    if not _MIN_RSA <= size <= _MAX_RSA or len(members["e"]) > 8:
+    modulus, exponent = decode(members["n"]), decode(members["e"])
+    if not _MIN_RSA <= len(modulus) * 8 <= _MAX_RSA or len(exponent) > 6:
         raise Problem("badPublicKey", f"An RSA account key has {_MIN_RSA} to {_MAX_RSA} bits and a small exponent.")
+    # RFC 7518 section 2: no leading zero octets, or one key would have many thumbprints.
+    if not modulus[0] or not exponent[:1].strip(b"\0"):
+        raise ValueError("not in the fewest octets")
     kept = {"kty": "RSA", "n": members["n"], "e": members["e"]}
     key = _public_key(JWKRSA, kept)
     if not isinstance(key, rsa.RSAPublicKey):

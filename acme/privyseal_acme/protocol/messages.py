@@ -8,11 +8,14 @@ from privyseal_acme.protocol.problems import malformed
 
 M = TypeVar("M", bound="Message")
 
+#: The most that the settings allow: what is longer is refused at its first item too many, and its first bad one.
+_MAX_CONTACTS, _MAX_IDENTIFIERS = 100, 1000
+
 
 class Message(BaseModel):
     """A payload. Types are strict: a number is never taken for text."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
 class IdentifierMessage(Message):
@@ -25,7 +28,7 @@ class IdentifierMessage(Message):
 class NewAccount(Message):
     """newAccount (section 7.3)."""
 
-    contact: tuple[str, ...] | None = None
+    contact: tuple[str, ...] | None = Field(None, max_length=_MAX_CONTACTS, fail_fast=True)
     terms_of_service_agreed: bool = Field(False, alias="termsOfServiceAgreed")
     only_return_existing: bool = Field(False, alias="onlyReturnExisting")
     external_account_binding: dict[str, Any] | None = Field(None, alias="externalAccountBinding")
@@ -34,7 +37,7 @@ class NewAccount(Message):
 class AccountUpdate(Message):
     """A change of an account (sections 7.3.2 and 7.3.6)."""
 
-    contact: tuple[str, ...] | None = None
+    contact: tuple[str, ...] | None = Field(None, max_length=_MAX_CONTACTS, fail_fast=True)
     status: str | None = None
     terms_of_service_agreed: bool | None = Field(None, alias="termsOfServiceAgreed")
 
@@ -49,7 +52,7 @@ class KeyChange(Message):
 class NewOrder(Message):
     """newOrder (section 7.4), with ARI's ``replaces`` and the profiles draft's ``profile``."""
 
-    identifiers: tuple[IdentifierMessage, ...]
+    identifiers: tuple[IdentifierMessage, ...] = Field(max_length=_MAX_IDENTIFIERS, fail_fast=True)
     not_before: AwareDatetime | None = Field(None, alias="notBefore")
     not_after: AwareDatetime | None = Field(None, alias="notAfter")
     replaces: str | None = Field(None, max_length=256)

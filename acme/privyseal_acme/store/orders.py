@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import bindparam, func, insert, or_, select, update
 
 from privyseal_acme.store.tables import Order
 from privyseal_ca.store.statement import Statement, Transaction
@@ -15,10 +15,9 @@ _PAGE = Statement(
     select(_order.c.id, _order.c.created)
     .where(
         _order.c.account_id == bindparam("account"),
-        or_(
-            _order.c.created < bindparam("created_before"),
-            and_(_order.c.created == bindparam("created_at"), _order.c.id < bindparam("id_before")),
-        ),
+        # The first of both is what the index is searched by.
+        _order.c.created <= bindparam("created_before"),
+        or_(_order.c.created < bindparam("created_before"), _order.c.id < bindparam("id_before")),
         _order.c.state != "invalid",
     )
     .order_by(_order.c.created.desc(), _order.c.id.desc())
@@ -52,13 +51,10 @@ _PROCESSING = Statement(
 )
 _COUNT_PROCESSING = Statement(select(func.count()).select_from(_order).where(_order.c.state == "processing"))
 _REPLACING = Statement(
-    select(_order.c.id).where(
-        _order.c.replaces == bindparam("certificate"),
-        or_(
-            _order.c.state.in_(["processing", "valid"]),
-            and_(_order.c.state == "open", _order.c.expires > bindparam("now")),
-        ),
-    )
+    select(_order)
+    .where(_order.c.replaces == bindparam("certificate"), _order.c.state != "invalid")
+    .order_by(_order.c.created.desc())
+    .limit(bindparam("count"))
 )
 
 
@@ -98,9 +94,7 @@ def page_of_orders(
 ) -> list[tuple[str, int]]:
     """Ids and creation times of up to ``count`` orders that are not invalid, the newest first, past ``before``."""
     created, order_id = before
-    rows = transaction.all(
-        _PAGE, account=account_id, created_before=created, created_at=created, id_before=order_id, count=count
-    )
+    rows = transaction.all(_PAGE, account=account_id, created_before=created, id_before=order_id, count=count)
     return [(str(row[0]), int(row[1])) for row in rows]
 
 
@@ -135,6 +129,6 @@ def processing_orders(transaction: Transaction, *, count: int) -> list[tuple[str
     return [(str(order_id), replaces) for order_id, replaces in transaction.all(_PROCESSING, count=count)]
 
 
-def is_replaced(transaction: Transaction, certificate: str, now: int) -> bool:
-    """Whether an order that is not invalid replaces the certificate with this ARI identifier (RFC 9773 section 5)."""
-    return transaction.one(_REPLACING, certificate=certificate, now=now) is not None
+def replacing_orders(transaction: Transaction, certificate: str, *, count: int) -> list[OrderRow]:
+    """Up to ``count`` orders that replace the certificate with this ARI identifier and were not ended, the newest first."""
+    return [OrderRow(*row) for row in transaction.all(_REPLACING, certificate=certificate, count=count)]

@@ -107,3 +107,5 @@ async def _read_body(request: web.Request) -> bytes:
             return await request.read()
     except TimeoutError:
         raise malformed("The request body took too long to arrive.", status=408) from None
+    except (web.RequestPayloadError, ConnectionError):
+        raise malformed("The request body is broken or broke off.") from None

@@ -109,6 +109,7 @@ def decode_entry(entry: bytes) -> dict[str, Any]:
         raise LedgerError(f"A ledger entry is not JSON: {error}.") from error
     if canonical != entry or not isinstance(members, dict) or members.keys() != _MEMBERS:
         raise LedgerError("A ledger entry is not in canonical form.")
+    _check(members)
     return members
 
 

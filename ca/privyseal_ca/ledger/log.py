@@ -14,7 +14,7 @@ _head = LedgerHead.__table__  # type: ignore[attr-defined]
 _entry = LedgerEntry.__table__  # type: ignore[attr-defined]
 
 _CLAIM_INDEX = Statement(update(_head).values(size=_head.c.size + 1).where(_head.c.id == 1).returning(_head.c.size))
-_LOCK = Statement(update(_head).values(size=_head.c.size).where(_head.c.id == 1, _head.c.size > 0))
+_TAKE_BACK = Statement(update(_head).values(size=_head.c.size - 1).where(_head.c.id == 1))
 _APPEND = Statement(insert(_entry))
 _SIZE = Statement(select(_head.c.size).where(_head.c.id == 1))
 _RANGE = Statement(
@@ -48,8 +48,13 @@ def append(transaction: Transaction, entry: bytes) -> int:
 
 
 def lock_head(transaction: Transaction) -> bool:
-    """Do what an append does, without appending; False when there are no entries."""
-    return transaction.execute(_LOCK) == 1
+    """Do what an append does to the head, down to the disk, without appending; False when there are no entries.
+
+    The head is changed and changed back: SQLite writes no page for a change that changes nothing.
+    """
+    row = transaction.one(_CLAIM_INDEX)
+    transaction.execute(_TAKE_BACK)
+    return row is not None and int(row[0]) > 1
 
 
 def size(transaction: Transaction) -> int:

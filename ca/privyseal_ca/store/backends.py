@@ -190,7 +190,15 @@ class PostgresqlBackend:
             )
             connection.patience = self._timeout + _GRACE
             if not writing:
-                connection.execute("SET default_transaction_read_only = on")
+                # One read sees one state, as with SQLite, however many statements it has.
+                connection.execute(
+                    "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+                )
+        except psycopg.ProgrammingError:
+            # libpq says what is wrong with a URL by repeating it, password and all (promise P10).
+            raise StoreUnavailableError(
+                "database.url cannot be read.", hint="Mend it; percent-encode what is special in the password."
+            ) from None
         except psycopg.Error as error:
             raise StoreUnavailableError(
                 f"PostgreSQL cannot be reached: {_first_line(error)}.", hint="Check database.url and the server."

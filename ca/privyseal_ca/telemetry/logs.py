@@ -5,7 +5,8 @@ What libraries and the token's room say through the standard library comes out i
 
 import logging
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any, BinaryIO, TextIO, cast
 
 import orjson
 import structlog
@@ -29,11 +30,11 @@ def configure_logs(settings: LogSettings) -> None:
             structlog.processors.ExceptionRenderer(tracebacks),
             structlog.processors.JSONRenderer(serializer=_dumps),
         ]
-        factory = structlog.BytesLoggerFactory(file=sys.stderr.buffer)
+        factory = structlog.BytesLoggerFactory(file=cast("BinaryIO", _Lossy(sys.stderr.buffer)))
     else:
         plain = structlog.dev.plain_traceback
         render = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
-        factory = structlog.PrintLoggerFactory(file=sys.stderr)
+        factory = structlog.PrintLoggerFactory(file=cast("TextIO", _Lossy(sys.stderr)))
     structlog.configure(
         processors=[*common, *render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -55,6 +56,24 @@ class _Forward(logging.Handler):
         """Log ``record`` under its logger's name."""
         failure = {"exc_info": record.exc_info} if record.exc_info else {}
         structlog.get_logger().log(record.levelno, record.getMessage(), logger=record.name, **failure)
+
+
+class _Lossy:
+    """A stream whose owner goes on when nothing can be written, as on a full disk: work is not to fail for being told of."""
+
+    def __init__(self, stream: IO[Any]) -> None:
+        self._stream = stream
+
+    def write(self, data: Any) -> int:
+        """Write ``data``, or lose it."""
+        with suppress(OSError):
+            self._stream.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Flush, or try again next time."""
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def _dumps(event: object, default: object = None) -> bytes:
