@@ -190,13 +190,17 @@ class Listener:
 
     async def _accept(self, listening: socket.socket) -> None:
         while True:
-            await self._make_room()
             try:
                 accepted, _ = await self._loop.sock_accept(listening)
             except OSError as error:
                 _log.warning("connection not accepted", error=error.strerror)
                 await asyncio.sleep(_SHORTAGE_SECONDS)
                 continue
+            try:
+                await self._make_room()
+            except asyncio.CancelledError:
+                accepted.close()
+                raise
             connection = _Connection(self._server, loop=self._loop, idle=self._bounds.idle, ended=self._forget)
             self._open.add(connection)
             self._wait_for(connection)

@@ -383,6 +383,7 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
                 _repeat(_PROBE_SECONDS, "token probe", foundation.hsm.probe),
                 _repeat(_RESUME_SECONDS, "validations", validations.resume),
                 _repeat(_SWEEP_SECONDS, "nonce sweep", nonces.sweep),
+                _repeat(_SWEEP_SECONDS, "closing of intents", context.authority.close_intents),
             )
         ]
         stack.push_async_callback(_stop, background)

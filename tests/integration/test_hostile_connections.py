@@ -194,24 +194,19 @@ def test_who_does_not_read_is_let_go(server_tls: ssl.SSLContext, over_tls: bool)
     run(test())
 
 
-def test_pipelined_requests_of_who_does_not_read() -> None:
-    async def test() -> None:
-        async def large(_: web.Request) -> web.StreamResponse:
-            return web.Response(body=bytes(1 << 20))
+def test_who_asks_on_without_reading_is_let_go() -> None:
+    async def large(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=bytes(1 << 20))
 
+    async def test() -> None:
         async with listening(large, unread=0.5) as port:
-            reader, writer = await connect(port)
+            _, writer = await connect(port)
             writer.transport.pause_reading()  # type: ignore[attr-defined]
-            writer.write(GET * 10_000)
+            # Nobody takes in so many requests whose answers nobody takes in.
+            writer.write(GET * 1_000_000)
             with pytest.raises(ConnectionError):
-                while True:
-                    # The server does not read on while it cannot write, and ends it.
-                    writer.write(GET)
-                    await writer.drain()
-                    await asyncio.wait_for(writer.wait_closed(), 0.05) if writer.is_closing() else await asyncio.sleep(
-                        0
-                    )
-            del reader
+                await writer.drain()
+            writer.close()
 
     run(test())
 
@@ -250,7 +245,7 @@ def test_bodies_that_do_not_come_make_room() -> None:
         return web.Response(text=str(len(await request.read())))
 
     async def test() -> None:
-        async with listening(read, connections=2, patience=0) as port:
+        async with listening(read, grace=0.1, connections=2, patience=0) as port:
             stale = [
                 await connect(port, send=b"POST / HTTP/1.1\r\nHost: ca.test\r\nContent-Length: 9\r\n\r\nx")
                 for _ in range(2)
@@ -274,7 +269,7 @@ def test_who_is_being_answered_is_safe() -> None:
         async with listening(slow, connections=1, patience=0) as port:
             first = await connect(port, send=GET)
             await begun.wait()
-            # The kernel takes the connection; nobody accepts it before there is room.
+            # It is not begun with before there is room.
             second = await connect(port, send=GET)
             go.set()
             assert b" 200 " in await answer(first, b"")
@@ -304,12 +299,13 @@ from aiohttp import web
 import uvloop
 from privyseal_acme.listener import Bounds, Listener
 
-async def count(_):
-    return web.Response(text=str(len(open("/dev/null").mode)))
+async def needs_one(_):
+    with open("/dev/null"):
+        return web.Response(text="fine")
 
 async def main():
     app = web.Application()
-    app.router.add_get("/", count)
+    app.router.add_get("/", needs_one)
     async with Listener(app, "127.0.0.1", 0, grace=1, bounds=Bounds(patience=0)) as listener:
         print(listener.port, flush=True)
         await asyncio.to_thread(sys.stdin.read)
@@ -329,7 +325,7 @@ with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert b" 200 " in await answer(await connect(port))
         for _, writer in silent:
             writer.close()
-        await process.communicate()
+        await process.communicate(b"")
         assert process.returncode == 0
 
     run(test())
@@ -416,7 +412,7 @@ def test_the_end_waits_for_answers_and_for_nobody_else(server_tls: ssl.SSLContex
         assert b" 200 " in await answer(asked, b"")
         assert await ended(silent) == b""
         assert await ended(half) == b""
-        with pytest.raises(OSError, match="refused|Connect"):
+        with pytest.raises(ConnectionRefusedError):
             await connect(port)
 
     run(test())

@@ -451,3 +451,20 @@ class TestPostgresqlOutages:
         assert all(isinstance(error, StoreUnavailableError) for error in results)
         assert await store.write(add("after")) == "after"
         await store.close()
+
+
+async def test_sqlites_log_is_written_back_while_the_store_is_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    migrate(f"sqlite:///{path}")
+    store = Store(backend_for(f"sqlite:///{path}", durable=True, timeout=5), queue=1000)
+    await store.open()
+    try:
+        largest = 0
+        for _ in range(1500):
+            await store.write(lambda tx: append(tx, b"x" * 2000))
+            largest = max(largest, path.with_name("log.db-wal").stat().st_size)
+    finally:
+        await store.close()
+    # Each commit logs some pages of 4 KiB; without writing back, 1,500 of them would log more than twelve megabytes.
+    assert largest < 8 * 1024 * 1024
+    assert not path.with_name("log.db-wal").exists()

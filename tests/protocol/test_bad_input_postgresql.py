@@ -10,7 +10,6 @@ from fakes.postgresql import Postgresql, copy_to_postgresql
 from fakes.service import NewClient, RunningService
 
 pytestmark = pytest.mark.postgresql
-pytest_plugins = ("fakes.postgresql",)
 
 #: NUL, which its text cannot hold; a lone continuation; numbers beyond 64 bits.
 ODD = ["\0", "a\0b.test", "\x7f", "\u0080", "\U0010ffff", "'; DROP TABLE acme_order; --", "%s", "a" * 2000]

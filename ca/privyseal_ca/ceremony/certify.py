@@ -14,21 +14,16 @@ from privyseal_ca.ceremony.certificates import CaTemplate, check_ca_certificate,
 from privyseal_ca.ceremony.transcript import Transcript
 from privyseal_ca.errors import StoreError
 from privyseal_ca.hsm.signer import SigningKey
+from privyseal_ca.issuance.intents import CEREMONY_REQUESTER, abandon_intent
 from privyseal_ca.issuance.record import serial_text
 from privyseal_ca.ledger.entries import Kind
 from privyseal_ca.store.certificates import (
     IntentRow,
-    RevocationRow,
-    add_revocation,
     close_intent,
     open_intent,
     open_intents,
 )
 from privyseal_ca.store.statement import Transaction
-
-#: The requester of every CA certificate; a restart of the service finds such intents too.
-REQUESTER = "ceremony"
-_CESSATION_OF_OPERATION = 5
 
 Record = Callable[[Transaction, x509.Certificate], None]
 
@@ -107,26 +102,12 @@ async def abandon_leftovers(transcript: Transcript) -> None:
 
     def unit(transaction: Transaction) -> None:
         for row in open_intents(transaction):
-            if row.requester == REQUESTER and close_intent(transaction, row.serial):
-                _record_abandoned(transcript, transaction, row)
+            if row.requester == CEREMONY_REQUESTER:
+                abandon_intent(
+                    transaction, row, actor=transcript.actor, reason="interrupted", now=transcript.clock.now()
+                )
 
     await transcript.store.write(unit)
-
-
-def _record_abandoned(transcript: Transcript, transaction: Transaction, row: IntentRow) -> None:
-    now = int(transcript.clock.now())
-    add_revocation(transaction, RevocationRow(row.issuer_id, row.serial, now, _CESSATION_OF_OPERATION, row.not_after))
-    transcript.append(
-        transaction,
-        Kind.ABANDONED,
-        {
-            "issuer": row.issuer_id,
-            "not_after": row.not_after,
-            "reason": "interrupted",
-            "serial": row.serial,
-            "tbs_sha256": row.tbs_sha256.hex(),
-        },
-    )
 
 
 async def _open(transcript: Transcript, issuer_id: str, template: CaTemplate, profile: str) -> None:
@@ -135,7 +116,7 @@ async def _open(transcript: Transcript, issuer_id: str, template: CaTemplate, pr
         issuer_id=issuer_id,
         tbs_sha256=template.tbs_sha256,
         not_after=template.not_after,
-        requester=REQUESTER,
+        requester=CEREMONY_REQUESTER,
         correlation=transcript.correlation,
     )
     payload = {
@@ -143,7 +124,7 @@ async def _open(transcript: Transcript, issuer_id: str, template: CaTemplate, pr
         "names": [],
         "not_after": row.not_after,
         "profile": profile,
-        "purpose": REQUESTER,
+        "purpose": CEREMONY_REQUESTER,
         "serial": row.serial,
         "tbs_sha256": row.tbs_sha256.hex(),
     }

@@ -22,6 +22,7 @@ import structlog
 from privyseal_ca.clock import Clock
 from privyseal_ca.errors import SignerMisconfiguredError, SignerUnavailableError, StoreError, StoreUnavailableError
 from privyseal_ca.issuance.check import check_certificate
+from privyseal_ca.issuance.intents import CEREMONY_REQUESTER, abandon_intent
 from privyseal_ca.issuance.issuers import Issuer, IssuerSet
 from privyseal_ca.issuance.lint import LintedCertificate, Linter
 from privyseal_ca.issuance.record import certificate_row, issued_entry, names_text, serial_text
@@ -31,9 +32,7 @@ from privyseal_ca.ledger.log import append
 from privyseal_ca.store.certificates import (
     CertificateRow,
     IntentRow,
-    RevocationRow,
     add_certificate,
-    add_revocation,
     close_intent,
     find_certificate,
     open_intent,
@@ -47,9 +46,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _log = structlog.get_logger("issuance")
-
-#: CRLReason of serials that were abandoned (RFC 5280 section 5.3.1): cessationOfOperation.
-_ABANDONED_REASON = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,55 +219,36 @@ class Authority:
     async def _abandon_after(self, serial: str, error: BaseException) -> None:
         """Close the intent for ``serial`` after ``error``; when the database is away too, it waits for close_intents."""
         try:
-            await self._store.write(lambda tx: self._abandon(tx, serial, type(error).__name__))
+            if await self._store.write(lambda tx: self._abandon(tx, serial, type(error).__name__)):
+                self._metrics.abandoned.inc()
         except StoreError as store_error:
             _log.error("intent left open", serial=serial, error=str(store_error))
 
     def _abandon(self, transaction: Transaction, serial: str, reason: str) -> bool:
-        for row in open_intents(transaction):
-            if row.serial == serial:
-                return self._abandon_row(transaction, row, reason)
-        return False
+        return any(
+            self._abandon_row(transaction, row, reason) for row in open_intents(transaction) if row.serial == serial
+        )
 
     def _abandon_row(self, transaction: Transaction, row: IntentRow, reason: str) -> bool:
-        """Close one intent: its serial goes on the revocation list with an entry (P4)."""
-        if not close_intent(transaction, row.serial):
-            return False
-        now = self._clock.now()
-        add_revocation(
-            transaction, RevocationRow(row.issuer_id, row.serial, int(now), _ABANDONED_REASON, row.not_after)
-        )
-        append(
-            transaction,
-            encode_entry(
-                Kind.ABANDONED,
-                time=now,
-                actor=row.requester,
-                correlation=row.correlation,
-                payload={
-                    "issuer": row.issuer_id,
-                    "not_after": row.not_after,
-                    "reason": reason,
-                    "serial": row.serial,
-                    "tbs_sha256": row.tbs_sha256.hex(),
-                },
-            ),
-        )
-        self._metrics.abandoned.inc()
-        return True
+        return abandon_intent(transaction, row, actor=row.requester, reason=reason, now=self._clock.now())
 
     async def close_intents(self) -> int:
         """Abandon every intent that no issuance of this process is working on; how many there were.
 
-        Called at start, when nothing is in flight, and after the database was away.
+        Called at start, when nothing is in flight, and now and then, for the database may have been away at the end of one.
         """
 
         def unit(transaction: Transaction) -> int:
-            stale = [row for row in open_intents(transaction) if row.serial not in self._in_flight]
+            stale = [
+                row
+                for row in open_intents(transaction)
+                if row.serial not in self._in_flight and row.requester != CEREMONY_REQUESTER
+            ]
             return sum(self._abandon_row(transaction, row, "interrupted") for row in stale)
 
         closed = await self._store.write(unit)
         if closed:
+            self._metrics.abandoned.inc(closed)
             _log.warning("unfinished intents closed", count=closed)
         return closed
 

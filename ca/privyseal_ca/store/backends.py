@@ -52,6 +52,10 @@ class Backend(Protocol):
         """Begin a writing transaction, waiting for another process's lock up to the time limit."""
         ...
 
+    def checkpoint(self, connection: Any) -> None:
+        """Write the log back into the database, where an inline backend leaves that to its user."""
+        ...
+
     def is_busy(self, error: Exception) -> bool:
         """Whether ``error`` says that another process holds the lock that was wanted."""
         ...
@@ -99,6 +103,8 @@ class SqliteBackend:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
                 connection.execute("PRAGMA foreign_keys = ON")
+                # A commit that wrote the log back as well would be the one that waits long for the disk.
+                connection.execute("PRAGMA wal_autocheckpoint = 0")
                 connection.execute("PRAGMA busy_timeout = 0")
             connection.execute("PRAGMA cache_size = -16384")
         except (OSError, sqlite3.Error) as error:
@@ -115,6 +121,10 @@ class SqliteBackend:
             connection.execute(self.begin)
         finally:
             connection.execute("PRAGMA busy_timeout = 0")
+
+    def checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Write back as much as can be without waiting for readers or writers."""
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def is_busy(self, error: Exception) -> bool:
         """SQLITE_BUSY in any of its forms."""

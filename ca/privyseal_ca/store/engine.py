@@ -10,6 +10,7 @@ than the wait. With PostgreSQL the group runs on the writer's thread.
 """
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -23,12 +24,16 @@ from privyseal_ca.errors import StoreError, StoreUnavailableError
 from privyseal_ca.store.backends import Backend
 from privyseal_ca.store.statement import Transaction
 
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Unit = Callable[[Transaction], T]
 
 _GROUP = 256
 #: Commits that take less than this many seconds on average are made on the event loop's thread.
 _SHORT_COMMIT = 0.0004
+#: After this many commits the database's log is written back, on the writer's thread.
+_CHECKPOINT = 200
 #: The share of the newest commit in that average, and how much a slow one weighs at most.
 _NEWEST, _SLOWEST = 0.1, 0.01
 
@@ -78,6 +83,8 @@ class Store:
         self._idle.set()
         #: How long a commit takes, in seconds; unknown at first, so the first ones are made off the loop.
         self._commit_seconds = _SLOWEST
+        self._commits = 0
+        self._checkpointer: Any = None
         #: Whether the last use of the database went well; readiness is derived from it.
         self.available = False
 
@@ -114,7 +121,7 @@ class Store:
             await asyncio.to_thread(self._thread.join)
         if self._reader_pool is not None:
             await asyncio.to_thread(self._reader_pool.shutdown)
-        for connection in (self._writer, self._reader, *self._pooled):
+        for connection in (self._reader, self._checkpointer, self._writer, *self._pooled):
             if connection is not None:
                 with suppress(self._backend.errors):
                     connection.close()
@@ -241,10 +248,22 @@ class Store:
             self._fail(waiting, lost)
             for pending in waiting:
                 pending.settle()
+        if self._backend.inline and self._commits >= _CHECKPOINT:
+            self._commits = 0
+            self._jobs.put(self._checkpoint)
         if self._waiting:
             self._start_group()
         else:
             self._idle.set()
+
+    def _checkpoint(self) -> None:
+        """Write the log back through a connection of its own, beside whatever goes on. The next turn makes up for a failure."""
+        try:
+            if self._checkpointer is None:
+                self._checkpointer = self._backend.connect(writing=True)
+            self._backend.checkpoint(self._checkpointer)
+        except (StoreError, self._backend.errors) as error:
+            _log.warning("the database's log was not written back: %s", error)
 
     def _begin(self) -> None:
         """Begin on the writer's thread; on a new connection where the old one is dead, since nothing was done on it yet."""
@@ -288,6 +307,7 @@ class Store:
         self._writer.execute("COMMIT")
         took = min(perf_counter() - begun, _SLOWEST)
         self._commit_seconds += (took - self._commit_seconds) * _NEWEST
+        self._commits += 1
         self.available = True
 
     def _abandon(self, group: Sequence[_Pending], error: Exception) -> StoreError:
