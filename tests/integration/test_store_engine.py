@@ -19,6 +19,7 @@ from sqlalchemy import bindparam, insert, select
 from fakes.postgresql import Postgresql
 from fakes.store_faults import FaultyBackend, once, open_faulty, raising
 from privyseal_ca.errors import LedgerError, StoreConflictError, StoreError, StoreUnavailableError
+from privyseal_ca.ledger.log import append
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.migrate import migrate

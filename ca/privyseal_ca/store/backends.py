@@ -219,6 +219,9 @@ class PostgresqlBackend:
         """Begin; locks wait in the server, bounded by the connection's lock_timeout."""
         connection.execute(self.begin)
 
+    def checkpoint(self, connection: Any) -> None:
+        """PostgreSQL does that by itself."""
+
     def is_busy(self, error: Exception) -> bool:
         """What the server says when one of its time limits passed, which is what waiting for a lock ends with."""
         return isinstance(error, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled)

@@ -84,7 +84,6 @@ class Store:
         #: How long a commit takes, in seconds; unknown at first, so the first ones are made off the loop.
         self._commit_seconds = _SLOWEST
         self._commits = 0
-        self._checkpointer: Any = None
         #: Whether the last use of the database went well; readiness is derived from it.
         self.available = False
 
@@ -121,7 +120,7 @@ class Store:
             await asyncio.to_thread(self._thread.join)
         if self._reader_pool is not None:
             await asyncio.to_thread(self._reader_pool.shutdown)
-        for connection in (self._reader, self._checkpointer, self._writer, *self._pooled):
+        for connection in (self._reader, self._writer, *self._pooled):
             if connection is not None:
                 with suppress(self._backend.errors):
                     connection.close()
@@ -248,22 +247,25 @@ class Store:
             self._fail(waiting, lost)
             for pending in waiting:
                 pending.settle()
-        if self._backend.inline and self._commits >= _CHECKPOINT:
+        if self._backend.inline and self._commits >= _CHECKPOINT and self._writer is not None:
             self._commits = 0
-            self._jobs.put(self._checkpoint)
+            self._jobs.put(self._write_back)
+        else:
+            self._go_on()
+
+    def _write_back(self) -> None:
+        """Write the log back on the writer's thread, in a group's place: only then can the log begin anew."""
+        try:
+            self._backend.checkpoint(self._writer)
+        except self._backend.errors as error:
+            _log.warning("the database's log was not written back: %s", error)
+        self._loop.call_soon_threadsafe(self._go_on)
+
+    def _go_on(self) -> None:
         if self._waiting:
             self._start_group()
         else:
             self._idle.set()
-
-    def _checkpoint(self) -> None:
-        """Write the log back through a connection of its own, beside whatever goes on. The next turn makes up for a failure."""
-        try:
-            if self._checkpointer is None:
-                self._checkpointer = self._backend.connect(writing=True)
-            self._backend.checkpoint(self._checkpointer)
-        except (StoreError, self._backend.errors) as error:
-            _log.warning("the database's log was not written back: %s", error)
 
     def _begin(self) -> None:
         """Begin on the writer's thread; on a new connection where the old one is dead, since nothing was done on it yet."""
