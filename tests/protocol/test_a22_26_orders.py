@@ -83,6 +83,35 @@ def test_a22_times_that_are_none(service: RunningService, client: AcmeClient, me
         assert client.new_order("a22.test", **{member: value}).refusal == (400, "malformed")
 
 
+@pytest.mark.parametrize("until", [None, 7200])
+def test_a22_a_promised_beginning_is_kept_however_long_the_proof_takes(
+    fresh_service: RunningService, fresh_client: AcmeClient, until: int | None
+) -> None:
+    start = fresh_service.clock.now()
+    members = {"notBefore": at(start)} | ({"notAfter": at(start + until)} if until else {})
+    order = fresh_client.ready_order("a22.test", **members)
+    fresh_service.clock.advance(3600)
+    fresh_client.nonce = None
+    fresh_client.finalize(order, make_csr(["a22.test"], ec.generate_private_key(ec.SECP256R1())))
+    final = fresh_client.poll(order.headers["Location"], ("processing",)).json
+    assert final["status"] == "valid"
+    certificate = fresh_client.download(final["certificate"])[0]
+    assert certificate.not_valid_before_utc.timestamp() == start
+    assert certificate.not_valid_after_utc.timestamp() == start + (until or 86400 - 1)
+
+
+def test_a22_a_validity_that_is_over_ends_the_order(fresh_service: RunningService, fresh_client: AcmeClient) -> None:
+    order = fresh_client.ready_order("a22.test", notAfter=at(fresh_service.clock.now() + 1800))
+    fresh_service.clock.advance(3600)
+    fresh_client.nonce = None
+    answer = fresh_client.finalize(order, make_csr(["a22.test"], ec.generate_private_key(ec.SECP256R1())))
+    assert (answer.status, answer.json["status"]) == (200, "invalid")
+    assert answer.json["error"]["type"].startswith("urn:ietf:params:acme:error:")
+    assert "validity" in answer.json["error"]["detail"]
+    assert fresh_client.post(order.headers["Location"]).json == answer.json
+    assert "certificate.intent" not in {entry["kind"] for entry in fresh_service.ledger()[-3:]}
+
+
 def test_a22_an_order_has_all_that_it_must(service: RunningService, client: AcmeClient) -> None:
     answer = client.order("b.a22.test", "a.a22.test", "127.0.0.1")
     assert answer.headers["Location"].startswith(f"{service.settings.server.public_https}/acme/order/")

@@ -88,7 +88,7 @@ class IssuanceDesk:
         view = await self._orders.read(account, order_id)
         if view.row.csr is None and not task.done():
             raise try_again("The database has not taken the request yet. Finalize the order again.", seconds=1)
-        if view.row.csr != csr:
+        if view.row.csr != csr and view.row.state != "invalid":
             raise Problem("orderNotReady", "The order was finalized by another request, or is not ready any more.")
         return view
 
@@ -259,6 +259,7 @@ class IssuanceDesk:
             key_type=vetted.key_type,
             not_before=row.not_before,
             not_after=row.not_after,
+            ordered=row.created,
         )
 
 

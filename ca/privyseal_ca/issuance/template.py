@@ -54,6 +54,8 @@ class CertificateRequest:
     """Begin of the validity that was asked for, in seconds since the epoch."""
     not_after: float | None = None
     """End of the validity that was asked for, in seconds since the epoch."""
+    ordered: float | None = None
+    """When the validity was asked for and found possible, in seconds since the epoch; None when that is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,12 @@ def build_template(request: CertificateRequest, issuer: IssuerIdentity, *, seria
         for name in request.names:
             check_constraints(name, issuer.name_constraints)
     not_before, not_after = check_validity(
-        profile, issuer, not_before=request.not_before, not_after=request.not_after, now=now
+        profile,
+        issuer,
+        not_before=request.not_before,
+        not_after=request.not_after,
+        now=now,
+        ordered=request.ordered,
     )
     common_name = _common_name(request)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]) if common_name else _EMPTY_SUBJECT
@@ -286,9 +293,17 @@ def _common_name(request: CertificateRequest) -> str:
 
 
 def check_validity(
-    profile: Profile, issuer: IssuerIdentity, *, not_before: float | None, not_after: float | None, now: float
+    profile: Profile,
+    issuer: IssuerIdentity,
+    *,
+    not_before: float | None,
+    not_after: float | None,
+    now: float,
+    ordered: float | None = None,
 ) -> tuple[int, int]:
     """Both ends of the validity, inclusive, in seconds since the epoch, for what was asked for (None: nothing).
+
+    A notBefore that was possible at the time ``ordered`` stays so, however long proof or an outage took (promise P5).
 
     Raises:
         ProfileRefusedError: profile and issuer do not allow it.
@@ -298,7 +313,8 @@ def check_validity(
         raise ProfileRefusedError(
             f"The issuer {issuer.name} is not valid now.", hint="The operators of this authority must replace it."
         )
-    earliest = max(now - profile.backdate, issuer.not_before)
+    asked = now if not_before is None or ordered is None else min(now, int(ordered))
+    earliest = max(asked - profile.backdate, issuer.not_before)
     begin = earliest
     start = now  # what the lifetime is measured from
     if not_before is not None:
@@ -308,12 +324,12 @@ def check_validity(
                 "The notBefore that was asked for is not possible.",
                 hint=f"Leave it out, or ask for a time within the next {LATEST_START // 3600} hours.",
             )
-        start = max(now, begin)
+        start = max(asked, begin)
     latest = min(start + profile.max_lifetime - 1, issuer.not_after)
     end = min(start + profile.lifetime - 1, issuer.not_after)
     if not_after is not None:
         end = _whole_seconds(not_after)
-    if not start < end <= latest:
+    if not max(start, now) < end <= latest:
         raise ProfileRefusedError(
             "The validity that was asked for is not possible.",
             hint=f"Leave notAfter out, or ask for at most {profile.max_lifetime} seconds and not beyond the issuer's end.",
