@@ -20,6 +20,7 @@ from privyseal_ca.errors import ConfigurationError, NameRefusedError
 from privyseal_ca.identifiers import Identifier, parse_dns, parse_ip
 from privyseal_ca.issuance.authority import Authority, Requester
 from privyseal_ca.issuance.constraints import is_permitted
+from privyseal_ca.issuance.issuers import chain_pem
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.template import CertificateRequest
 from privyseal_ca.ledger.entries import SERVICE_ACTOR
@@ -82,16 +83,14 @@ class ServerTls:
         row = await self._authority.issue(
             request, requester, claim=lambda _: None, complete=lambda _transaction, _row: None
         )
-        issuer = self._authority.issuers.get(row.issuer_id)
-        if issuer is None:
-            raise ConfigurationError("The issuer of the server's certificate is not in use any more.")
+        chain = self._authority.issuers.chains(row.issuer_id)[0]
         password = os.urandom(32)
         key_pem = private_key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
             serialization.BestAvailableEncryption(password),
         )
-        load_chain(self.context, issuer.chain_for(row.der).encode() + key_pem, password)
+        load_chain(self.context, chain_pem(row.der, chain).encode() + key_pem, password)
         self._renew_at = now + (row.not_after - now) * 2 / 3
         self._metrics.tls_not_after.set(row.not_after)
         _log.info("server certificate in use", serial=row.serial, not_after=row.not_after)

@@ -15,6 +15,7 @@ from privyseal_acme.protocol.problems import malformed, unauthorized
 from privyseal_acme.store import authorizations
 from privyseal_acme.store.accounts import AccountRow
 from privyseal_ca.clock import rfc3339
+from privyseal_ca.issuance.issuers import chain_pem
 from privyseal_ca.issuance.record import serial_text
 from privyseal_ca.revocation.revoke import KEY_COMPROMISE, SUBSCRIBER_REASONS, revoke_certificate
 from privyseal_ca.store.certificates import (
@@ -56,12 +57,10 @@ class CertificateFlow:
         der, issuer_id, requester = found
         if requester != account.actor:
             raise unauthorized("The certificate belongs to another account.")
-        issuer = self._context.authority.issuers.get(issuer_id)
-        if issuer is None:
-            raise malformed("The issuer of the certificate is not in use any more.", status=404)
-        if index >= len(issuer.chains):
+        chains = self._context.authority.issuers.chains(issuer_id)
+        if index >= len(chains):
             raise malformed("The certificate has no such chain.", status=404)
-        return Chain(issuer.chain_for(der, index), len(issuer.chains))
+        return Chain(chain_pem(der, chains[index]), len(chains))
 
     async def revoke(
         self, message: RevokeCert, *, account: AccountRow | None, key: AccountKey | None, correlation: str

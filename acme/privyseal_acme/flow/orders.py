@@ -130,15 +130,18 @@ class OrderFlow:
             raise unauthorized("The list belongs to another account.")
         count = self._context.settings.acme.orders_page
         before = _AFTER_EVERYTHING if cursor is None else _parse_cursor(cursor)
-        rows = await self._context.store.read(
-            lambda tx: orders.page_of_orders(tx, account.id, before=before, count=count + 1)
-        )
-        shown = rows[:count]
-        more = len(rows) > count
-        return OrdersPage(
-            ids=tuple(order_id for order_id, _ in shown),
-            cursor=encode(f"{shown[-1][1]}:{shown[-1][0]}".encode()) if more else None,
-        )
+        now = self._context.clock.now()
+
+        def unit(transaction: Transaction) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+            rows = orders.page_of_orders(transaction, account.id, before=before, count=count + 1)
+            return rows, tuple(order_id for order_id, _ in rows[:count] if _is_alive(transaction, order_id, now))
+
+        rows, alive = await self._context.store.read(unit)
+        cursor = None
+        if len(rows) > count:
+            order_id, created = rows[count - 1]
+            cursor = encode(f"{created}:{order_id}".encode())
+        return OrdersPage(alive, cursor)
 
     def document(self, view: OrderView) -> dict[str, Any]:
         """The order as its client sees it."""
@@ -291,6 +294,12 @@ def view_of(transaction: Transaction, row: OrderRow, now: float) -> OrderView:
         for authorization_id in orjson.loads(row.authorizations)
     )
     return OrderView(row, tuple(_status(state, expires, now) for state, expires in states))
+
+
+def _is_alive(transaction: Transaction, order_id: str, now: float) -> bool:
+    """Whether the order is anything but invalid; its authorizations or the time may have made it so since it was written."""
+    row = orders.find_order(transaction, order_id)
+    return row is not None and _order_status(view_of(transaction, row, now), now) != "invalid"
 
 
 def _order_status(view: OrderView, now: float) -> OrderStatus:

@@ -23,10 +23,6 @@ class Issuer:
     key: SigningKey
     chains: tuple[str, ...]
 
-    def chain_for(self, leaf: bytes, index: int = 0) -> str:
-        """``leaf`` (DER) and the chain at ``index`` as strict PEM, leaf first (RFC 8555 section 9.1)."""
-        return ssl.DER_cert_to_PEM_cert(leaf) + self.chains[index]
-
 
 def make_issuer(row: IssuerRow, chains: Sequence[str], key: SigningKey, *, base_url: str) -> Issuer:
     """The issuer of ``row`` with ``chains`` (PEM, each from the issuer's certificate up to a root).
@@ -51,7 +47,17 @@ def make_issuer(row: IssuerRow, chains: Sequence[str], key: SigningKey, *, base_
     identity = IssuerIdentity.from_certificate(
         certificate, name=row.name, ca_issuers_url=f"{base_url}/issuers/{row.id}.cer"
     )
-    return Issuer(row.id, identity, key, tuple(_without_roots(chain) for chain in chains))
+    return Issuer(row.id, identity, key, served_chains(chains))
+
+
+def served_chains(chains: Iterable[str]) -> tuple[str, ...]:
+    """``chains`` (PEM) without their roots, which relying parties have (RFC 8555 section 9.1)."""
+    return tuple(_without_roots(chain) for chain in chains)
+
+
+def chain_pem(leaf: bytes, chain: str) -> str:
+    """``leaf`` (DER) and its ``chain`` as strict PEM, leaf first (RFC 8555 section 9.1)."""
+    return ssl.DER_cert_to_PEM_cert(leaf) + chain
 
 
 def _without_roots(chain: str) -> str:
@@ -61,10 +67,11 @@ def _without_roots(chain: str) -> str:
 
 
 class IssuerSet:
-    """Every active issuer, the preferred first, by name and id."""
+    """Every active issuer, the preferred first, by name and id; of the ``retired`` ones the chains, by id."""
 
-    def __init__(self, issuers: Iterable[Issuer]) -> None:
+    def __init__(self, issuers: Iterable[Issuer], *, retired: Mapping[str, tuple[str, ...]] | None = None) -> None:
         self._preferred = tuple(issuers)
+        self._chains = {**(retired or {}), **{issuer.id: issuer.chains for issuer in self._preferred}}
         self._by_name: Mapping[str, Issuer] = {issuer.identity.name: issuer for issuer in self._preferred}
         self._by_id: Mapping[str, Issuer] = {issuer.id: issuer for issuer in self._preferred}
 
@@ -74,6 +81,10 @@ class IssuerSet:
     def get(self, issuer_id: str) -> Issuer | None:
         """The active issuer with the id (hex of its subject key identifier)."""
         return self._by_id.get(issuer_id)
+
+    def chains(self, issuer_id: str) -> tuple[str, ...]:
+        """The chains of an issuer, whether it still issues or not; none when it is not known."""
+        return self._chains.get(issuer_id, ())
 
     def allowed(self, profile: Profile) -> Sequence[Issuer]:
         """The active issuers that ``profile`` may use, the preferred first."""
