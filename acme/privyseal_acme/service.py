@@ -109,6 +109,8 @@ async def _repeat(seconds: float, what: str, work: Callable[[], Awaitable[object
             await work()
         except PrivySealError as error:
             _log.warning("background work failed", work=what, error=str(error))
+        except Exception:  # noqa: BLE001 (nobody waits for this task: what is to happen again must not end unnoticed)
+            _log.exception("background work failed", work=what)
 
 
 @dataclass(frozen=True)

@@ -430,6 +430,18 @@ def test_a28_the_paging_of_orders(start_service: StartService, new_client: NewCl
     assert set(found) == set(made)
 
 
+def test_a28_orders_that_became_invalid_are_not_listed(start_service: StartService, new_client: NewClient) -> None:
+    service = start_service(acme={"order_lifetime": 3600})
+    client = new_client(service)
+    client.order("old.a28.test")
+    service.clock.advance(3601)
+    client.nonce = None
+    given_up = client.order("given-up.a28.test")
+    client.post(given_up.json["authorizations"][0], {"status": "deactivated"})
+    alive = client.order("alive.a28.test")
+    assert client.post(f"{client.account}/orders").json["orders"] == [alive.headers["Location"]]
+
+
 @pytest.mark.parametrize(
     "cursor",
     [

@@ -27,6 +27,7 @@ def words(annotation: Any) -> str:
 
 def limits(field: FieldInfo) -> str:
     """The bounds of a field for people."""
+    unit = " characters" if field.annotation is str else " items"
     found = []
     for bound in field.metadata:
         match bound:
@@ -35,9 +36,9 @@ def limits(field: FieldInfo) -> str:
             case Le(le=most):
                 found.append(f"at most {most}")
             case MinLen(min_length=least):
-                found.append(f"not fewer than {least}")
+                found.append(f"at least {least}{unit}")
             case MaxLen(max_length=most):
-                found.append(f"not more than {most}")
+                found.append(f"at most {most}{unit}")
     return f", {' and '.join(found)}" if found else ""
 
 
