@@ -131,7 +131,9 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-async def load(directory_url: str, roots: Path, http_port: int, pid: int, options: argparse.Namespace) -> list[dict[str, float]]:
+async def load(
+    directory_url: str, roots: Path, http_port: int, pid: int, options: argparse.Namespace
+) -> list[dict[str, float]]:
     """Run the rounds."""
     tokens: dict[str, str] = {}
 
@@ -205,7 +207,9 @@ def main() -> None:
                 if server.stdout is None or not server.stdout.readline():
                     sys.exit("the server did not start:\n" + Path(folder, "log").read_text())
                 results = uvloop.run(
-                    load(f"https://127.0.0.1:{https}/acme/directory", home / "roots.pem", challenge, server.pid, options)
+                    load(
+                        f"https://127.0.0.1:{https}/acme/directory", home / "roots.pem", challenge, server.pid, options
+                    )
                 )
             finally:
                 server.send_signal(signal.SIGTERM)
@@ -223,7 +227,9 @@ def main() -> None:
         return
     print(f"{options.rounds} rounds of {options.orders} orders, concurrency {options.concurrency}")
     for name, row in summary.items():
-        print(f"{name.replace('_', ' '):36} median {row['median']:9.2f}   min {row['min']:9.2f}   max {row['max']:9.2f}")
+        print(
+            f"{name.replace('_', ' '):36} median {row['median']:9.2f}   min {row['min']:9.2f}   max {row['max']:9.2f}"
+        )
 
 
 if __name__ == "__main__":

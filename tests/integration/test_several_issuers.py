@@ -65,7 +65,9 @@ def test_certificates_of_a_retired_issuer_can_still_be_fetched_and_revoked(
     command(settings, "issuer", "retire", "issuing-1")
     with serving(settings, clock=service.clock) as service, connected(service, http01) as again:
         again.key, again.account = client.key, client.account
-        assert [der(item) for item in again.download(issued.order.json["certificate"])] == [der(item) for item in issued.chain]
+        assert [der(item) for item in again.download(issued.order.json["certificate"])] == [
+            der(item) for item in issued.chain
+        ]
         assert again.issue("new.several.test").chain[0].issuer != issued.chain[0].issuer
         assert again.revoke(issued.der, reason=4).status == 200
 
