@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from base64 import urlsafe_b64encode
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,11 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+async def make_orders(client: Client, remaining: Iterator[int]) -> int:
+    """Orders, one after the other, until none remain for any client; the number of signed requests they took."""
+    return sum([await client.order(f"w{secrets.token_hex(6)}.{_DOMAIN}") for _ in remaining])
+
+
 async def load(
     directory_url: str, roots: Path, http_port: int, pid: int, options: argparse.Namespace
 ) -> list[dict[str, float]]:
@@ -155,16 +161,8 @@ async def load(
         for number in range(options.rounds + 1):
             orders = options.orders if number else max(options.orders // 4, options.concurrency)
             remaining = iter(range(orders))
-            requests = 0
-
-            async def worker(client: Client) -> None:
-                nonlocal requests
-                for _ in remaining:
-                    made = await client.order(f"w{secrets.token_hex(6)}.{_DOMAIN}")
-                    requests += made
-
             cpu, wall = cpu_seconds(pid), time.perf_counter()
-            await asyncio.gather(*(worker(client) for client in clients))
+            requests = sum(await asyncio.gather(*(make_orders(client, remaining) for client in clients)))
             wall, cpu = time.perf_counter() - wall, cpu_seconds(pid) - cpu
             if number:  # the first round warms up
                 results.append(
@@ -201,8 +199,8 @@ def main() -> None:
             }
             quiet = subprocess.DEVNULL
             subprocess.run([command[-1], "init"], env=environment, stdout=quiet, stderr=quiet, check=True)
-            log = Path(folder, "log").open("wb")
-            server = subprocess.Popen([*command, "serve"], env=environment, stdout=subprocess.PIPE, stderr=log)
+            with Path(folder, "log").open("wb") as log:
+                server = subprocess.Popen([*command, "serve"], env=environment, stdout=subprocess.PIPE, stderr=log)
             try:
                 if server.stdout is None or not server.stdout.readline():
                     sys.exit("the server did not start:\n" + Path(folder, "log").read_text())
