@@ -4,19 +4,19 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from privyseal_acme.flow.context import Context
 from privyseal_ca.errors import PrivySealError
 from privyseal_ca.hsm.pkcs11 import Hsm
-from privyseal_ca.issuance.issuers import IssuerSet
 from privyseal_ca.ledger.log import lock_head
-from privyseal_ca.store.engine import Store
 from privyseal_ca.web.status import Readiness
 
 #: How long the check waits for the database.
 _READY_SECONDS: Final = 2.0
 
 
-def readiness_check(store: Store, hsm: Hsm, issuers: IssuerSet) -> Callable[[], Awaitable[Readiness]]:
-    """Whether token, database and ledger can be used (promise P7)."""
+def readiness_check(context: Context, hsm: Hsm) -> Callable[[], Awaitable[Readiness]]:
+    """A check whether token, database and ledger can be used (promise P7), whose result the metrics show too."""
+    store, issuers = context.store, context.authority.issuers
 
     async def check() -> Readiness:
         key = database = ledger = ""
@@ -36,7 +36,10 @@ def readiness_check(store: Store, hsm: Hsm, issuers: IssuerSet) -> Callable[[], 
             database, ledger = error.message, "not reachable"
         except TimeoutError:
             database, ledger = "the database does not answer", "not reachable"
-        return Readiness({"token": key, "database": database, "ledger": ledger})
+        state = Readiness({"token": key, "database": database, "ledger": ledger})
+        for part, reason in state.parts.items():
+            context.metrics.ready.labels(part).set(0 if reason else 1)
+        return state
 
     return _one_at_a_time(check)
 

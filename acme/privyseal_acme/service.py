@@ -6,9 +6,10 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -40,7 +41,7 @@ from privyseal_acme.web.authenticate import Authenticator
 from privyseal_acme.web.routes import Routes
 from privyseal_ca.clock import Clock, SystemClock
 from privyseal_ca.config import Settings, parse_listener
-from privyseal_ca.errors import ConfigurationError, PrivySealError
+from privyseal_ca.errors import ConfigurationError, PrivySealError, ServiceLockLostError
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.issuance.authority import Authority
 from privyseal_ca.issuance.lint import Linter
@@ -48,6 +49,7 @@ from privyseal_ca.ledger.entries import SERVICE_ACTOR, Kind, Payload, encode_ent
 from privyseal_ca.ledger.log import append
 from privyseal_ca.policy.keys import KeyPolicy
 from privyseal_ca.policy.names import NamePolicy
+from privyseal_ca.store.backends import ServiceLock
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import find_fact
 from privyseal_ca.store.migrate import migrate
@@ -57,10 +59,12 @@ from privyseal_ca.web.status import status_app
 _log = structlog.get_logger("service")
 
 _PROBE_SECONDS = 2.0
+_READY_SECONDS = 10.0
 _SWEEP_SECONDS = 60.0
 #: How often validations are looked for that were stored and not begun, as when a commit's answer is lost.
 _RESUME_SECONDS = 15.0
 _TLS_SECONDS = 60.0
+_LOCK_SECONDS = 2.0
 #: Threads give the interpreter up after this many seconds: a signature that is ready should not wait 5 ms for the loop.
 _SWITCH_INTERVAL = 0.0005
 #: Requests make few cycles: the collector runs after more allocations than by default.
@@ -85,6 +89,8 @@ class Service:
     desk: IssuanceDesk
     validations: ValidationQueue
     tls: ServerTls
+    #: Set when another service has claimed the database: this one must stop.
+    lost: asyncio.Event
     #: The bound ports, for when the settings said 0.
     https_port: int
     http_port: int
@@ -120,6 +126,7 @@ class _Foundation:
     context: Context
     hsm: Hsm
     nonces: Nonces
+    lock: ServiceLock
 
 
 async def _open_foundation(settings: Settings, parts: Parts, stack: AsyncExitStack) -> _Foundation:
@@ -127,7 +134,8 @@ async def _open_foundation(settings: Settings, parts: Parts, stack: AsyncExitSta
     clock, random_bytes = parts.clock, parts.random_bytes
     store = parts.open_store(settings)
     # First in and last out: nobody else's schema is changed, and nobody else begins while something here still waits.
-    stack.callback(store.lock_service().close)
+    lock = store.lock_service()
+    stack.callback(lock.close)
     migrate(settings.database_url)
     await store.open()
     stack.push_async_callback(store.close)
@@ -166,7 +174,7 @@ async def _open_foundation(settings: Settings, parts: Parts, stack: AsyncExitSta
         clock=clock,
         random_bytes=random_bytes,
     )
-    return _Foundation(context, hsm, nonces)
+    return _Foundation(context, hsm, nonces, lock)
 
 
 @asynccontextmanager
@@ -207,7 +215,7 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         )
         await tls.renew()
 
-        readiness = readiness_check(context.store, foundation.hsm, context.authority.issuers)
+        readiness = readiness_check(context, foundation.hsm)
         anchors = await load_anchors(context.store, settings.home)
         http = Listener(
             status_app(anchors, context.metrics, readiness), *parse_listener(settings.server.http), grace=grace
@@ -216,12 +224,15 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
             acme_app(context, routes, nonces), *parse_listener(settings.server.https), grace=grace, tls=tls.context
         )
         await validations.resume()
+        lost = asyncio.Event()
         background = [
             asyncio.create_task(work)
             for work in (
                 desk.run(),
+                _keep(foundation.lock, lost),
                 _repeat(_TLS_SECONDS, "server certificate", tls.renew_if_due),
                 _repeat(_PROBE_SECONDS, "token probe", foundation.hsm.probe),
+                _repeat(_READY_SECONDS, "readiness", readiness),
                 _repeat(_RESUME_SECONDS, "validations", validations.resume),
                 _repeat(_SWEEP_SECONDS, "nonce sweep", nonces.sweep),
                 _repeat(_SWEEP_SECONDS, "closing of intents", context.authority.close_intents),
@@ -231,7 +242,7 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         await stack.enter_async_context(https)
         # Last: a readiness probe that is answered finds everything else answering.
         await stack.enter_async_context(http)
-        yield Service(context, desk, validations, tls, https.port, http.port)
+        yield Service(context, desk, validations, tls, lost, https.port, http.port)
 
 
 async def _started(context: Context) -> Payload:
@@ -247,7 +258,20 @@ async def _started(context: Context) -> Payload:
     }
 
 
-async def _stop(tasks: list["asyncio.Task[None]"]) -> None:
+async def _keep(lock: ServiceLock, lost: asyncio.Event) -> None:
+    """Watch over the service's claim on the database until another service has it."""
+    while not lost.is_set():
+        await asyncio.sleep(_LOCK_SECONDS)
+        try:
+            await asyncio.to_thread(lock.keep)
+        except ServiceLockLostError as error:
+            _log.error("the database belongs to another service", error=str(error))
+            lost.set()
+        except PrivySealError as error:
+            _log.warning("the claim on the database cannot be checked", error=str(error))
+
+
+async def _stop(tasks: Sequence["asyncio.Task[Any]"]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -266,6 +290,18 @@ async def serve_until_stopped(settings: Settings, *, ready: Callable[[Service], 
         gc.freeze()
         ready(service)
         _log.info("serving", directory=service.context.urls.directory)
-        await stop.wait()
+        await _first(stop, service.lost)
         _log.info("stopping")
     _log.info("stopped")
+    if service.lost.is_set():
+        raise ServiceLockLostError(
+            "Another service claimed the database after a restart of the server; this one has stopped.",
+            hint="Run only one service on a database.",
+        )
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Return when any of ``events`` is set."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await _stop(waiting)

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 
 from cryptography import x509
 
@@ -20,6 +21,7 @@ from privyseal_ca.clock import Clock, rfc3339
 from privyseal_ca.config import ROOTS_FILE, Settings, parse_listener
 from privyseal_ca.errors import PrivySealError
 from privyseal_ca.hsm.attributes import spki_sha256
+from privyseal_ca.hsm.pin import CREDENTIAL
 from privyseal_ca.hsm.softhsm import use_embedded
 from privyseal_ca.hsm.uri import KeyUri
 from privyseal_ca.issuance.profile import load_profiles
@@ -182,7 +184,17 @@ class Doctor:
                     if is_private(path)
                     else Finding(Level.FAIL, "pin", f"{path} can be read by others.", f"Run: chmod 600 {path}")
                 )
-        return Finding(Level.OK, "pin", "from the environment or a credential")
+        if self._settings.hsm.pin:
+            return Finding(Level.OK, "pin", "from the environment")
+        credentials = self._environ.get("CREDENTIALS_DIRECTORY")
+        if credentials and (Path(credentials) / CREDENTIAL).exists():
+            return Finding(Level.OK, "pin", f"from the systemd credential {CREDENTIAL}")
+        return Finding(
+            Level.FAIL,
+            "pin",
+            "There is no PIN for the token.",
+            f"Put it into {self._home / 'secrets' / 'pin'} with mode 0600, or name its file in hsm.pin_file.",
+        )
 
     async def _check_ledger(self, store: Store) -> Finding:
         found = await store.read(end_of_ledger)

@@ -18,7 +18,7 @@ from sqlalchemy import bindparam, insert, select
 
 from fakes.postgresql import Postgresql
 from fakes.store_faults import FaultyBackend, once, open_faulty, raising
-from privyseal_ca.errors import LedgerError, StoreConflictError, StoreError, StoreUnavailableError
+from privyseal_ca.errors import LedgerError, ServiceLockLostError, StoreConflictError, StoreError, StoreUnavailableError
 from privyseal_ca.ledger.log import append
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
@@ -336,6 +336,15 @@ async def test_one_service_for_one_database(url: str) -> None:
     second.lock_service().close()
 
 
+async def test_the_claim_of_a_service_holds(url: str) -> None:
+    lock = open_faulty(FaultyBackend(url)).lock_service()
+    try:
+        lock.keep()
+        lock.keep()
+    finally:
+        lock.close()
+
+
 _WRITER = """
 import asyncio, os, signal, sys
 sys.path[:0] = sys.argv[2:]
@@ -376,6 +385,30 @@ class TestPostgresqlOutages:
         assert await asyncio.gather(*(store.read(names) for _ in range(8))) == [{"before"}] * 8
         assert await store.write(add("after")) == "after"
         assert await store.read(names) == {"before", "after"}
+
+    async def test_the_claim_of_a_service_is_renewed_after_a_restart(self, postgresql: Postgresql, url: str) -> None:
+        first, second = backend_for(url, durable=True, timeout=5), backend_for(url, durable=True, timeout=5)
+        lock = first.lock_service()
+        postgresql.stop()
+        with pytest.raises(StoreUnavailableError):
+            lock.keep()
+        postgresql.start()
+        lock.keep()
+        with pytest.raises(StoreUnavailableError, match="Another privyseal service"):
+            second.lock_service()
+        lock.close()
+
+    async def test_the_claim_of_a_service_is_lost_to_a_faster_one(self, postgresql: Postgresql, url: str) -> None:
+        first, second = backend_for(url, durable=True, timeout=5), backend_for(url, durable=True, timeout=5)
+        lock = first.lock_service()
+        postgresql.restart()
+        other = second.lock_service()
+        for _ in range(2):
+            with pytest.raises(ServiceLockLostError, match="Another privyseal service"):
+                lock.keep()
+        lock.close()
+        other.keep()
+        other.close()
 
     async def test_away_and_back(self, postgresql: Postgresql, store: Store) -> None:
         await store.write(add("before"))

@@ -71,6 +71,13 @@ def test_profiles_that_an_account_may_not_use(start_service: StartService, new_c
     assert client.new_order("profile.test").status == 201
 
 
+def test_profiles_the_server_picks_one_that_the_account_may_use(
+    start_service: StartService, new_client: NewClient
+) -> None:
+    client = new_client(start_service(policy={"default": {"profiles": ("server", "client")}}))
+    assert client.new_order("profile.test").json["profile"] == "server"
+
+
 def test_profiles_of_the_operators(start_service: StartService, new_client: NewClient, tmp_path: Path) -> None:
     (tmp_path / "short.toml").write_text(_SHORT, encoding="utf-8")
     service = start_service(issuance={"profiles_dir": tmp_path, "default_profile": "short"})

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from privyseal_acme.service import _repeat
-from privyseal_ca.errors import SignerUnavailableError
+from privyseal_acme import service
+from privyseal_acme.service import _keep, _repeat
+from privyseal_ca.errors import ServiceLockLostError, SignerUnavailableError, StoreUnavailableError
 
 
 @pytest.mark.parametrize("failure", [SignerUnavailableError("The token is away."), RuntimeError("a defect")])
@@ -41,3 +42,27 @@ async def test_it_ends_when_it_is_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+class Claim:
+    """A claim on a database that answers as it is told."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        self.answers = iter(answers)
+
+    def keep(self) -> None:
+        answer = next(self.answers)
+        if answer is not None:
+            raise answer
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_service_that_lost_its_database_is_told_once_it_is_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_LOCK_SECONDS", 0)
+    claim = Claim(None, StoreUnavailableError("away"), None, ServiceLockLostError("taken"))
+    lost = asyncio.Event()
+    await asyncio.wait_for(_keep(claim, lost), 10)
+    assert lost.is_set()
+    assert next(claim.answers, "none left") == "none left"

@@ -190,7 +190,7 @@ class AccountFlow:
                 Kind.ACCOUNT_DEACTIVATED,
                 account.actor,
                 correlation,
-                {"authorizations": given_up, "orders": cancelled},
+                {"account": account.id, "authorizations": given_up, "orders": cancelled},
             )
             return _require(accounts.find_account(transaction, account.id))
 

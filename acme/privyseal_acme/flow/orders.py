@@ -156,10 +156,15 @@ class OrderFlow:
 
     def _profile(self, requested: str | None, account: AccountRow) -> Profile:
         context = self._context
-        name = context.settings.issuance.default_profile if requested is None else requested
-        profile = context.profiles.get(name)
         policy = context.policy_of(account)
-        if profile is None or (policy is not None and policy.profiles and name not in policy.profiles):
+        allowed = policy.profiles if policy is not None else ()
+        name = requested
+        if name is None:
+            default = context.settings.issuance.default_profile
+            # The server picks one that the account may use (profiles draft section 4).
+            name = default if not allowed or default in allowed else allowed[0]
+        profile = context.profiles.get(name)
+        if profile is None or (allowed and name not in allowed):
             raise Problem(
                 "invalidProfile",
                 "There is no such profile for this account; the directory lists the profiles under meta.profiles.",

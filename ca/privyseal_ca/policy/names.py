@@ -47,7 +47,7 @@ class NamePolicy:
                 allow_email=settings.allow_email,
             ),
         )
-        self.profiles: frozenset[str] = frozenset(settings.profiles)
+        self.profiles: tuple[str, ...] = settings.profiles
         """Profiles that may be used; all when empty."""
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,13 @@ from sqlalchemy.dialects.postgresql import psycopg as postgresql_dialect
 from sqlalchemy.dialects.sqlite import pysqlite as sqlite_dialect
 from sqlalchemy.engine import Dialect
 
-from privyseal_ca.errors import ConfigurationError, StoreConflictError, StoreError, StoreUnavailableError
+from privyseal_ca.errors import (
+    ConfigurationError,
+    ServiceLockLostError,
+    StoreConflictError,
+    StoreError,
+    StoreUnavailableError,
+)
 
 # One writing service per database: the key of PostgreSQL's advisory lock, "privyse" in ASCII.
 _SERVICE_LOCK = 0x70726976797365
@@ -64,13 +71,94 @@ class Backend(Protocol):
         """``error`` of the driver as one of ours, without the values of the statement."""
         ...
 
-    def lock_service(self) -> Any:
+    def lock_service(self) -> "ServiceLock":
         """Claim the database for one service until the result is closed.
 
         Raises:
-            StoreUnavailableError: another service has it.
+            StoreUnavailableError: another service has it, or the database is away.
         """
         ...
+
+
+class ServiceLock(Protocol):
+    """The claim of one service on a database."""
+
+    def keep(self) -> None:
+        """Make sure that the claim still holds, and renew it where the database forgot it in a restart. May wait.
+
+        Raises:
+            ServiceLockLostError: another service has claimed the database meanwhile.
+            StoreUnavailableError: the database is away; whether the claim holds is seen when it is back.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the claim up."""
+        ...
+
+
+class _FileLock:
+    """A lock on a file; it ends with the process whatever happens to it, and not before."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = path.open("w")
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._handle.close()
+            raise
+
+    def keep(self) -> None:
+        """The kernel forgets no lock."""
+
+    def close(self) -> None:
+        """Give the claim up."""
+        self._handle.close()
+
+
+class _AdvisoryLock:
+    """An advisory lock on a connection of its own; it ends with the connection, as in a restart of the server."""
+
+    def __init__(self, connect: Callable[[], "psycopg.Connection[Any]"]) -> None:
+        self._connect = connect
+        self._connection = self._claim()
+
+    def keep(self) -> None:
+        """Ask the server through the connection that holds the lock; claim anew where that is gone."""
+        try:
+            self._connection.execute("SELECT 1")
+        except psycopg.Error:
+            self.close()
+            try:
+                self._connection = self._claim()
+            except _TakenError as error:
+                raise ServiceLockLostError(error.message, hint="Only one service can use a database.") from error
+
+    def close(self) -> None:
+        """Give the claim up."""
+        with suppress(psycopg.Error):
+            self._connection.close()
+
+    def _claim(self) -> "psycopg.Connection[Any]":
+        connection = self._connect()
+        try:
+            row = connection.execute("SELECT pg_try_advisory_lock(%s)", (_SERVICE_LOCK,)).fetchone()
+        except psycopg.Error as error:
+            raise StoreUnavailableError(
+                f"PostgreSQL did not answer as it should: {_first_line(error)}.",
+                hint="Check database.url and the server.",
+            ) from error
+        if row is None or not row[0]:
+            with suppress(psycopg.Error):
+                connection.close()
+            raise _TakenError(
+                "Another privyseal service already uses this database.", hint="Stop it first, or use another database."
+            )
+        return connection
+
+
+class _TakenError(StoreUnavailableError):
+    """Another service has the lock."""
 
 
 class SqliteBackend:
@@ -141,23 +229,20 @@ class SqliteBackend:
             hint="Try again; `privyseal doctor` says more.",
         )
 
-    def lock_service(self) -> Any:
-        """A lock on a file beside the database; it ends with the process whatever happens to it."""
+    def lock_service(self) -> ServiceLock:
+        """A lock on a file beside the database."""
+        path = self._path.with_name(self._path.name + "-service")
         try:
-            handle = self._path.with_name(self._path.name + "-service").open("w")
+            return _FileLock(path)
+        except BlockingIOError as error:
+            raise StoreUnavailableError(
+                f"Another privyseal service already uses {self._path}.", hint="Stop it first, or use another home."
+            ) from error
         except OSError as error:
             raise StoreUnavailableError(
                 f"The folder of the database {self._path} cannot be used: {error.strerror}.",
                 hint="Run `privyseal init` first, or check the folder and its permissions.",
             ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.close()
-            raise StoreUnavailableError(
-                f"Another privyseal service already uses {self._path}.", hint="Stop it first, or use another home."
-            ) from error
-        return handle
 
 
 class _Connection(psycopg.Connection[Any]):
@@ -237,17 +322,9 @@ class PostgresqlBackend:
             hint="Try again; `privyseal doctor` says more.",
         )
 
-    def lock_service(self) -> Any:
-        """An advisory lock on a connection of its own."""
-        connection = self.connect(writing=True)
-        row = connection.execute("SELECT pg_try_advisory_lock(%s)", (_SERVICE_LOCK,)).fetchone()
-        if row is None or not row[0]:
-            with suppress(psycopg.Error):
-                connection.close()
-            raise StoreUnavailableError(
-                "Another privyseal service already uses this database.", hint="Stop it first, or use another database."
-            )
-        return connection
+    def lock_service(self) -> ServiceLock:
+        """An advisory lock."""
+        return _AdvisoryLock(lambda: self.connect(writing=True))
 
 
 def _first_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from privyseal_ca.errors import StoreError, StoreUnavailableError
-from privyseal_ca.store.backends import Backend
+from privyseal_ca.store.backends import Backend, ServiceLock
 from privyseal_ca.store.statement import Transaction
 
 _log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Store:
         self._thread.start()
         self.available = True
 
-    def lock_service(self) -> Any:
+    def lock_service(self) -> ServiceLock:
         """Claim the database for this service until the result is closed.
 
         Raises:

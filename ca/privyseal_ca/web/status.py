@@ -58,8 +58,6 @@ def status_app(anchors: Anchors, metrics: Metrics, readiness: Callable[[], Await
 
     async def readyz(_: web.Request) -> web.Response:
         state = await readiness()
-        for part, reason in state.parts.items():
-            metrics.ready.labels(part).set(0 if reason else 1)
         document = {"ready": state.ready, "parts": {part: reason or "ok" for part, reason in state.parts.items()}}
         return web.Response(
             status=200 if state.ready else 503,
