@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,15 @@ from privyseal_acme.web.authenticate import Authenticator
 from privyseal_acme.web.routes import Routes
 from privyseal_ca.clock import Clock, SystemClock
 from privyseal_ca.config import Settings, parse_listener
-from privyseal_ca.errors import ConfigurationError, PrivySealError, ServiceLockLostError
+from privyseal_ca.errors import (
+    ConfigurationError,
+    DatabaseInUseError,
+    PrivySealError,
+    ServiceLockLostError,
+    SignerUnavailableError,
+    StoreError,
+    StoreUnavailableError,
+)
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.issuance.authority import Authority
 from privyseal_ca.issuance.lint import Linter
@@ -65,6 +73,7 @@ _SWEEP_SECONDS = 60.0
 _RESUME_SECONDS = 15.0
 _TLS_SECONDS = 60.0
 _LOCK_SECONDS = 2.0
+_START_SECONDS = 2.0
 #: Threads give the interpreter up after this many seconds: a signature that is ready should not wait 5 ms for the loop.
 _SWITCH_INTERVAL = 0.0005
 #: Requests make few cycles: the collector runs after more allocations than by default.
@@ -105,6 +114,13 @@ async def _record(context: Context, kind: Kind, payload: Payload) -> None:
         payload=payload,
     )
     await context.store.write(lambda tx: append(tx, entry))
+
+
+async def _record_end(context: Context) -> None:
+    try:
+        await _record(context, Kind.SERVICE_STOPPED, {})
+    except StoreError as error:
+        _log.warning("the end of the service is not in the ledger", error=str(error))
 
 
 async def _repeat(seconds: float, what: str, work: Callable[[], Awaitable[object]]) -> None:
@@ -189,7 +205,7 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         context, nonces = foundation.context, foundation.nonces
         # P4: whatever an earlier process left between intent and certificate ends before anything new begins.
         await _record(context, Kind.SERVICE_STARTED, await _started(context))
-        stack.push_async_callback(_record, context, Kind.SERVICE_STOPPED, {})
+        stack.push_async_callback(_record_end, context)
 
         order_flow = OrderFlow(context)
         desk = IssuanceDesk(context, order_flow)
@@ -278,14 +294,46 @@ async def _stop(tasks: Sequence["asyncio.Task[Any]"]) -> None:
 
 
 async def serve_until_stopped(settings: Settings, *, ready: Callable[[Service], None]) -> None:
-    """Serve until SIGTERM or SIGINT. ``ready`` is called once requests are answered."""
+    """Serve until SIGTERM or SIGINT. ``ready`` is called once requests are answered.
+
+    A token or a database server that is away at the start is waited for: after the machine's own start they may come last.
+
+    Raises:
+        PrivySealError: the home cannot be used as it is, or another service has its database.
+    """
     sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.set_threshold(*_GC_THRESHOLDS)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    async with running(settings) as service:
+    while not stop.is_set():
+        try:
+            await _serve(settings, stop, ready)
+        except _Away as error:
+            _log.warning("the service waits to start", error=str(error.__cause__), seconds=_START_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _START_SECONDS)
+        else:
+            return
+
+
+class _Away(Exception):  # noqa: N818 (a state, whose error is its cause)
+    """What the service needs to start is away, and may come back without anybody's doing."""
+
+
+async def _serve(settings: Settings, stop: asyncio.Event, ready: Callable[[Service], None]) -> None:
+    """Start, and serve until ``stop`` is set."""
+    async with AsyncExitStack() as stack:
+        try:
+            service = await stack.enter_async_context(running(settings))
+        except SignerUnavailableError as error:
+            raise _Away from error
+        except StoreUnavailableError as error:
+            # A file that is not there stays away; a database server that is not there may just be starting as well.
+            if isinstance(error, DatabaseInUseError) or settings.database_url.startswith("sqlite:"):
+                raise
+            raise _Away from error
         # Everything that was made until now stays: the collector need not look at it again.
         gc.freeze()
         ready(service)

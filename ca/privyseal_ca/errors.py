@@ -34,6 +34,10 @@ class StoreConflictError(StoreError):
     """A uniqueness or integrity rule refused the unit of work, which was undone as a whole."""
 
 
+class DatabaseInUseError(StoreUnavailableError):
+    """Another service has claimed the database."""
+
+
 class ServiceLockLostError(StoreError):
     """Another service has the database that this one had claimed: this one must stop."""
 

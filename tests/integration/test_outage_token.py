@@ -20,7 +20,7 @@ from fakes.acme_client import AcmeClient, Response, b64, make_csr
 from fakes.dns import Knot
 from fakes.http01 import Http01
 from fakes.outages import FailingToken, readiness
-from fakes.process import served
+from fakes.process import ServerProcess, served
 from fakes.promises import check_promises
 from fakes.service import NewClient, RunningService, StartService, serving
 from privyseal_acme import service as composition
@@ -390,3 +390,39 @@ def test_finalizes_that_meet_while_the_token_is_slow(
     report, histories = check_promises(service.settings.database_url)
     assert len(histories[order.id].serials) == 1
     assert report.abandoned == 0
+
+
+def test_a_start_while_the_tokens_are_away_waits_for_them(tmp_path: Path, dns_server: Knot) -> None:
+    """After a restart of the machine the token may be the last to be there: nobody has to start the service again."""
+    server = ServerProcess(tmp_path / "home", {"VALIDATION__RESOLVERS": f'["{dns_server.address}"]'})
+    try:
+        server.init()
+        tokens = next(path for path in server.home.iterdir() if path.is_dir() and any(path.glob("*/token.object")))
+        shutil.move(tokens, tmp_path / "away")
+        server.start(wait=False)
+        deadline = monotonic() + _PATIENCE
+        while "waits to start" not in server.log:
+            assert monotonic() < deadline
+            sleep(0.05)
+        shutil.move(tmp_path / "away", tokens)
+        server.wait_until_ready()
+        assert server.stop() == 0
+        assert server.json("ledger", "verify")["in_flight"] == 0
+    finally:
+        server.close()
+
+
+def test_a_start_that_waits_can_be_stopped(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "home")
+    try:
+        server.init()
+        tokens = next(path for path in server.home.iterdir() if path.is_dir() and any(path.glob("*/token.object")))
+        shutil.move(tokens, tmp_path / "away")
+        server.start(wait=False)
+        deadline = monotonic() + _PATIENCE
+        while "waits to start" not in server.log:
+            assert monotonic() < deadline
+            sleep(0.05)
+        assert server.stop() == 0
+    finally:
+        server.close()

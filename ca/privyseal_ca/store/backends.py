@@ -15,6 +15,7 @@ from sqlalchemy.engine import Dialect
 
 from privyseal_ca.errors import (
     ConfigurationError,
+    DatabaseInUseError,
     ServiceLockLostError,
     StoreConflictError,
     StoreError,
@@ -75,7 +76,8 @@ class Backend(Protocol):
         """Claim the database for one service until the result is closed.
 
         Raises:
-            StoreUnavailableError: another service has it, or the database is away.
+            DatabaseInUseError: another service has it.
+            StoreUnavailableError: the database is away.
         """
         ...
 
@@ -131,7 +133,7 @@ class _AdvisoryLock:
             self.close()
             try:
                 self._connection = self._claim()
-            except _TakenError as error:
+            except DatabaseInUseError as error:
                 raise ServiceLockLostError(error.message, hint="Only one service can use a database.") from error
 
     def close(self) -> None:
@@ -151,14 +153,10 @@ class _AdvisoryLock:
         if row is None or not row[0]:
             with suppress(psycopg.Error):
                 connection.close()
-            raise _TakenError(
+            raise DatabaseInUseError(
                 "Another privyseal service already uses this database.", hint="Stop it first, or use another database."
             )
         return connection
-
-
-class _TakenError(StoreUnavailableError):
-    """Another service has the lock."""
 
 
 class SqliteBackend:
@@ -235,7 +233,7 @@ class SqliteBackend:
         try:
             return _FileLock(path)
         except BlockingIOError as error:
-            raise StoreUnavailableError(
+            raise DatabaseInUseError(
                 f"Another privyseal service already uses {self._path}.", hint="Stop it first, or use another home."
             ) from error
         except OSError as error:
