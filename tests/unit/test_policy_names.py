@@ -233,7 +233,7 @@ def test_narrowing_with_bad_entries_is_an_error() -> None:
 
 def test_profiles_are_kept() -> None:
     made = policy(profiles=("mtls", "server"), allow_dns=("a.example",))
-    assert made.profiles == {"mtls", "server"}
+    assert made.profiles == ("mtls", "server")
     assert made.narrowed(allow_dns=("a.example",)).profiles == {"mtls", "server"}
 
 
