@@ -47,5 +47,8 @@ bench: setup-test ## orders per second and server CPU per certificate
 docs: setup ## write docs/configuration.md anew from the settings classes
 	$(BIN)/privyseal config docs >docs/configuration.md
 
+clean: ## remove the environment and what tools left behind
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+
 lock: setup ## resolve the dependencies anew into the lock files
 	bash deploy/lock.sh

@@ -1,28 +1,135 @@
 """``privyseal serve``: the service in a process of its own, and what it says when it is ready."""
 
 import asyncio
+import gc
 import os
 import resource
 import shlex
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import click
+import orjson
+import structlog
 import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from privyseal_acme.service import Service, serve_until_stopped
-from privyseal_ca.config import ROOTS_FILE, Settings
+from privyseal_acme.listener import Listener
+from privyseal_acme.service import Service, running
+from privyseal_ca.config import ROOTS_FILE, Settings, parse_listener
+from privyseal_ca.errors import (
+    DatabaseInUseError,
+    PrivySealError,
+    ServiceLockLostError,
+    SignerUnavailableError,
+    StoreUnavailableError,
+)
 from privyseal_ca.telemetry.logs import configure_logs
+from privyseal_ca.telemetry.metrics import Metrics
+from privyseal_ca.web.status import Anchors, Readiness, status_app
+
+_log = structlog.get_logger("service")
+
+_START_SECONDS = 2.0
+_ANY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 (compared, not bound)
+#: Threads give the interpreter up after this many seconds: a signature that is ready should not wait 5 ms for the loop.
+_SWITCH_INTERVAL = 0.0005
+#: Requests make few cycles: the collector runs after more allocations than by default.
+_GC_THRESHOLDS = (20_000, 20, 50)
 
 
-def serve(settings: Settings) -> int:
-    """Serve until the process is told to stop; the exit code."""
+def serve(settings: Settings, *, announce: Callable[[Settings, Service], str]) -> int:
+    """Serve until the process is told to stop; the exit code. What ``announce`` gives is printed once all is ready."""
     prepare_process()
     configure_logs(settings.log)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve_until_stopped(settings, ready=lambda service: click.echo(welcome(settings, service))))
+        runner.run(_serve_until_stopped(settings, lambda service: click.echo(announce(settings, service))))
     return 0
+
+
+async def _serve_until_stopped(settings: Settings, ready: Callable[[Service], None]) -> None:
+    """Serve until SIGTERM or SIGINT. ``ready`` is called once requests are answered.
+
+    A token or a database server that is away at the start is waited for: after the machine's own start they may come last.
+
+    Raises:
+        PrivySealError: the home cannot be used as it is, or another service has its database.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    gc.set_threshold(*_GC_THRESHOLDS)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    while not stop.is_set():
+        try:
+            await _serve(settings, stop, ready)
+        except _AwayError as error:
+            _log.warning("the service waits to start", part=error.part, error=error.message, seconds=_START_SECONDS)
+            await _wait(settings, stop, error)
+        else:
+            return
+
+
+class _AwayError(PrivySealError):
+    """What the service needs to start is away, and may come back without anybody's doing."""
+
+    def __init__(self, part: str, reason: PrivySealError) -> None:
+        super().__init__(reason.message, hint=reason.hint)
+        self.part = part
+
+
+async def _serve(settings: Settings, stop: asyncio.Event, ready: Callable[[Service], None]) -> None:
+    """Start, and serve until ``stop`` is set."""
+    async with AsyncExitStack() as stack:
+        try:
+            service = await stack.enter_async_context(running(settings))
+        except SignerUnavailableError as error:
+            raise _AwayError("token", error) from error
+        except StoreUnavailableError as error:
+            # A file that is not there stays away; a database server that is not there may just be starting as well.
+            if isinstance(error, DatabaseInUseError) or settings.database_url.startswith("sqlite:"):
+                raise
+            raise _AwayError("database", error) from error
+        # Everything that was made until now stays: the collector need not look at it again.
+        gc.freeze()
+        ready(service)
+        _log.info("serving", directory=service.context.urls.directory)
+        if parse_listener(settings.server.https)[0] in _ANY_ADDRESS and not settings.server.https_url:
+            _log.warning("server.https_url is empty: the directory names localhost, which other machines cannot follow")
+        await _first(stop, service.lost)
+        _log.info("stopping")
+    _log.info("stopped")
+    if service.lost.is_set():
+        raise ServiceLockLostError(
+            "Another service claimed the database after a restart of the server; this one has stopped.",
+            hint="Run only one service on a database.",
+        )
+
+
+async def _wait(settings: Settings, stop: asyncio.Event, error: _AwayError) -> None:
+    """Tell whoever asks the plain listener why there is no service yet, until it is time to try again (promise P7)."""
+
+    async def check() -> Readiness:
+        return Readiness({error.part: error.message})
+
+    anchors = Anchors((settings.home / ROOTS_FILE).read_bytes(), {})
+    app = status_app(anchors, Metrics(), check)
+    async with Listener(app, *parse_listener(settings.server.http), grace=1):
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _START_SECONDS)
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Return when any of ``events`` is set."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
 
 
 def prepare_process() -> None:
@@ -31,6 +138,17 @@ def prepare_process() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def facts(settings: Settings, service: Service) -> str:
+    """What a program needs for a first certificate, as one JSON object."""
+    roots = settings.home / ROOTS_FILE
+    document = {
+        "directory": service.context.urls.directory,
+        "roots": str(roots),
+        "root_sha256": [fingerprint.replace(":", "").lower() for fingerprint in _fingerprints(roots)],
+    }
+    return orjson.dumps(document).decode()
 
 
 def welcome(settings: Settings, service: Service) -> str:
@@ -57,7 +175,7 @@ def welcome(settings: Settings, service: Service) -> str:
             f"Roots:      {roots}",
             *(f"SHA-256:    {fingerprint}" for fingerprint in _fingerprints(roots)),
             "",
-            f"A first certificate, by a client on this machine that answers on port {port}:",
+            f"A first certificate, by a client on this machine that answers on port {port} (packages certbot, lego):",
             *binding,
             "",
             f"  {certbot}",

@@ -1,13 +1,10 @@
 """The composition root: every part of the service is made, opened and closed here, in an order that reads downwards."""
 
 import asyncio
-import gc
 import hashlib
 import os
-import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,12 +40,9 @@ from privyseal_ca.clock import Clock, SystemClock
 from privyseal_ca.config import Settings, parse_listener
 from privyseal_ca.errors import (
     ConfigurationError,
-    DatabaseInUseError,
     PrivySealError,
     ServiceLockLostError,
-    SignerUnavailableError,
     StoreError,
-    StoreUnavailableError,
 )
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.issuance.authority import Authority
@@ -73,11 +67,6 @@ _SWEEP_SECONDS = 60.0
 _RESUME_SECONDS = 15.0
 _TLS_SECONDS = 60.0
 _LOCK_SECONDS = 2.0
-_START_SECONDS = 2.0
-#: Threads give the interpreter up after this many seconds: a signature that is ready should not wait 5 ms for the loop.
-_SWITCH_INTERVAL = 0.0005
-#: Requests make few cycles: the collector runs after more allocations than by default.
-_GC_THRESHOLDS = (20_000, 20, 50)
 
 
 @dataclass(frozen=True)
@@ -291,65 +280,3 @@ async def _stop(tasks: Sequence["asyncio.Task[Any]"]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def serve_until_stopped(settings: Settings, *, ready: Callable[[Service], None]) -> None:
-    """Serve until SIGTERM or SIGINT. ``ready`` is called once requests are answered.
-
-    A token or a database server that is away at the start is waited for: after the machine's own start they may come last.
-
-    Raises:
-        PrivySealError: the home cannot be used as it is, or another service has its database.
-    """
-    sys.setswitchinterval(_SWITCH_INTERVAL)
-    gc.set_threshold(*_GC_THRESHOLDS)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
-    while not stop.is_set():
-        try:
-            await _serve(settings, stop, ready)
-        except _Away as error:
-            _log.warning("the service waits to start", error=str(error.__cause__), seconds=_START_SECONDS)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _START_SECONDS)
-        else:
-            return
-
-
-class _Away(Exception):  # noqa: N818 (a state, whose error is its cause)
-    """What the service needs to start is away, and may come back without anybody's doing."""
-
-
-async def _serve(settings: Settings, stop: asyncio.Event, ready: Callable[[Service], None]) -> None:
-    """Start, and serve until ``stop`` is set."""
-    async with AsyncExitStack() as stack:
-        try:
-            service = await stack.enter_async_context(running(settings))
-        except SignerUnavailableError as error:
-            raise _Away from error
-        except StoreUnavailableError as error:
-            # A file that is not there stays away; a database server that is not there may just be starting as well.
-            if isinstance(error, DatabaseInUseError) or settings.database_url.startswith("sqlite:"):
-                raise
-            raise _Away from error
-        # Everything that was made until now stays: the collector need not look at it again.
-        gc.freeze()
-        ready(service)
-        _log.info("serving", directory=service.context.urls.directory)
-        await _first(stop, service.lost)
-        _log.info("stopping")
-    _log.info("stopped")
-    if service.lost.is_set():
-        raise ServiceLockLostError(
-            "Another service claimed the database after a restart of the server; this one has stopped.",
-            hint="Run only one service on a database.",
-        )
-
-
-async def _first(*events: asyncio.Event) -> None:
-    """Return when any of ``events`` is set."""
-    waiting = [asyncio.ensure_future(event.wait()) for event in events]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    await _stop(waiting)

@@ -6,16 +6,20 @@ two alike. Unknown keys are errors. Times are seconds.
 
 import os
 import tomllib
+from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from privyseal_ca.errors import ConfigurationError
@@ -319,6 +323,19 @@ class LogSettings(_Section):
     level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe event that is logged.")
 
 
+class _Environment(EnvSettingsSource):
+    """The environment, where a list may be written as JSON or with commas."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """``value`` as JSON, else as a list."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            if value.lstrip().startswith("{"):
+                raise
+            return [part.strip() for part in value.split(",") if part.strip()]
+
+
 class Settings(BaseSettings):
     """All settings of one home."""
 
@@ -327,6 +344,7 @@ class Settings(BaseSettings):
         extra="forbid",
         env_prefix="PRIVYSEAL_",
         env_nested_delimiter="__",
+        env_ignore_empty=True,
         validate_default=True,
         hide_input_in_errors=True,
     )
@@ -358,8 +376,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file; nothing else is read."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
+        del env_settings, dotenv_settings, file_secret_settings
+        return _Environment(settings_cls), init_settings
 
     @property
     def database_url(self) -> str:
@@ -393,6 +411,7 @@ def load_settings(home: Path) -> Settings:
         )
     if "home" in document:
         raise ConfigurationError(f"{path} sets home, which cannot be set there.", hint="Remove the key.")
+    _refuse_unknown_sections(os.environ)
     try:
         # PRIVYSEAL_HOME would otherwise win over the home that was asked for with --home.
         return Settings(**document).model_copy(update={"home": home})
@@ -405,6 +424,20 @@ def load_settings(home: Path) -> Settings:
             f"The settings of {home} are not valid: {problems}.",
             hint=f"Mend {path} or the PRIVYSEAL_ variables; docs/configuration.md lists every key.",
         ) from error
+    except SettingsError as error:
+        raise ConfigurationError(
+            f"A PRIVYSEAL_ variable cannot be read: {error}.",
+            hint="Lists and tables are written as JSON, lists also with commas.",
+        ) from error
+
+
+def _refuse_unknown_sections(environment: Mapping[str, str]) -> None:
+    for name in environment:
+        section, separator, _ = name.upper().removeprefix("PRIVYSEAL_").partition("__")
+        if name.upper().startswith("PRIVYSEAL_") and separator and section.lower() not in Settings.model_fields:
+            raise ConfigurationError(
+                f"{name} sets a key of no section.", hint="docs/configuration.md lists every section and key."
+            )
 
 
 def parse_listener(text: str) -> tuple[str, int]:

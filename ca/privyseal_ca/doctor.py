@@ -169,7 +169,12 @@ class Doctor:
         state = ceremony_state(self._settings, self._backend())
         if state != FINISHED:
             message = "The key ceremony was interrupted." if state else "There is no authority in the database."
-            return Finding(Level.FAIL, "schema", message, "Run `privyseal init`.")
+            return Finding(
+                Level.FAIL,
+                "schema",
+                message,
+                "Run `privyseal init`, or set database.url to the database that the home was made with.",
+            )
         if not schema_is_current(self._settings.database_url):
             return Finding(
                 Level.WARN, "schema", "The database has an older schema.", "Starting the service upgrades it."

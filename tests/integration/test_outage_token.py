@@ -1,6 +1,7 @@
 """While the token is away orders wait and everything else goes on (P5, P7); when it is back they drain by themselves."""
 
 import itertools
+import json
 import shutil
 import threading
 import urllib.request
@@ -9,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pkcs11
 import pytest
@@ -392,6 +395,23 @@ def test_finalizes_that_meet_while_the_token_is_slow(
     assert report.abandoned == 0
 
 
+def asked_until(server: ServerProcess, status: int) -> Any:
+    """What /readyz says once it answers with ``status``."""
+    deadline = monotonic() + _PATIENCE
+    while True:
+        assert monotonic() < deadline
+        try:
+            with urlopen(f"{server.http_url}/readyz", timeout=10) as answer:  # noqa: S310 (a URL of this test)
+                code, body = answer.status, answer.read()
+        except HTTPError as error:
+            code, body = error.code, error.read()
+        except OSError:
+            sleep(0.05)
+            continue
+        if code == status:
+            return json.loads(body)
+
+
 def test_a_start_while_the_tokens_are_away_waits_for_them(tmp_path: Path, dns_server: Knot) -> None:
     """After a restart of the machine the token may be the last to be there: nobody has to start the service again."""
     server = ServerProcess(tmp_path / "home", {"VALIDATION__RESOLVERS": f'["{dns_server.address}"]'})
@@ -400,10 +420,12 @@ def test_a_start_while_the_tokens_are_away_waits_for_them(tmp_path: Path, dns_se
         tokens = next(path for path in server.home.iterdir() if path.is_dir() and any(path.glob("*/token.object")))
         shutil.move(tokens, tmp_path / "away")
         server.start(wait=False)
-        deadline = monotonic() + _PATIENCE
-        while "waits to start" not in server.log:
-            assert monotonic() < deadline
-            sleep(0.05)
+        waited = asked_until(server, 503)
+        assert waited["ready"] is False
+        assert set(waited["parts"]) == {"token"}
+        with urlopen(f"{server.http_url}/healthz", timeout=10) as alive:  # noqa: S310 (a URL of this test)
+            assert alive.status == 200
+        assert "waits to start" in server.log
         shutil.move(tmp_path / "away", tokens)
         server.wait_until_ready()
         assert server.stop() == 0

@@ -107,3 +107,9 @@ def test_profiles_are_checked_again_at_finalize(
     assert client.post(order.headers["Location"]).json["status"] == "ready"
     key = ec.generate_private_key(ec.SECP256R1())
     assert client.finalize(order, make_csr(["profile.test"], key)).status == 200
+
+
+def test_payloads_that_are_empty_where_an_object_belongs(client: AcmeClient) -> None:
+    answer = client.post(client.directory["newOrder"])
+    assert answer.refusal == (400, "malformed")
+    assert "empty" in answer.json["detail"]

@@ -2,6 +2,7 @@
 
 import click
 
+from privyseal_acme.serve import facts, welcome
 from privyseal_acme.serve import serve as run_service
 from privyseal_ca.cli.frame import Command, Invocation, pass_invocation
 from privyseal_ca.cli.home import settings_of
@@ -14,4 +15,5 @@ def serve(invocation: Invocation) -> None:
 
     It is ready when /readyz of the plain listener answers 200. SIGTERM finishes what is in flight and ends it.
     """
-    click.get_current_context().exit(run_service(settings_of(invocation)))
+    announce = facts if invocation.json else welcome
+    click.get_current_context().exit(run_service(settings_of(invocation), announce=announce))

@@ -94,6 +94,8 @@ def parse_message(kind: type[M], payload: bytes) -> M:
     Raises:
         Problem: malformed, naming the first member that is wrong.
     """
+    if not payload:
+        raise malformed("The payload is empty; this resource takes a JSON object.")
     try:
         return kind.model_validate_json(payload)
     except ValidationError as error:

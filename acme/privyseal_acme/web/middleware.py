@@ -49,6 +49,7 @@ def observe(nonces: Nonces, urls: Urls, metrics: Metrics, random_bytes: Callable
         else:
             response = await _answer(request, handler, event, metrics)
         headers = response.headers
+        headers["Server"] = "privyseal"
         headers["X-Request-Id"] = correlation
         headers["Access-Control-Allow-Origin"] = "*"
         headers["Access-Control-Expose-Headers"] = _EXPOSED

@@ -57,8 +57,8 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
     backend = backend_for(settings.database_url, durable=True, timeout=settings.database.timeout)
     if ceremony_state(settings, backend) != FINISHED:
         raise ConfigurationError(
-            f"There is no authority in {settings.home}, or its ceremony was interrupted.",
-            hint="Run `privyseal init`, or name another home with --home.",
+            f"There is no authority in the database of {settings.home}, or its ceremony was interrupted.",
+            hint="Run `privyseal init`, name another home with --home, or set database.url to the database it was made with.",
         )
     store = make_store(backend, settings)
     await store.open()
