@@ -15,22 +15,22 @@ _ECDSA_SIGNATURE = bytes.fromhex("3006020101020101")
 
 
 class _NoPrivateKey:
-    """What all of them refuse."""
+    """What cryptography's interfaces ask for and a stand-in never has."""
 
     def private_numbers(self) -> NoReturn:
-        raise NotImplementedError("there is no private key")
+        raise TypeError("a stand-in has no private key")
 
     def private_bytes(self, *_arguments: Any, **_options: Any) -> NoReturn:
-        raise NotImplementedError("there is no private key")
+        raise TypeError("a stand-in has no private key")
 
     def private_bytes_raw(self) -> NoReturn:
-        raise NotImplementedError("there is no private key")
+        raise TypeError("a stand-in has no private key")
 
     def exchange(self, *_arguments: Any) -> NoReturn:
-        raise NotImplementedError("there is no private key")
+        raise TypeError("a stand-in has no private key")
 
     def decrypt(self, *_arguments: Any) -> NoReturn:
-        raise NotImplementedError("there is no private key")
+        raise TypeError("a stand-in has no private key")
 
 
 class _EllipticCurveStandIn(_NoPrivateKey, ec.EllipticCurvePrivateKey):
