@@ -2,10 +2,11 @@
 
 import hmac
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
@@ -14,20 +15,23 @@ from privyseal_acme.flow.limits import RateLimit
 from privyseal_acme.store.nonces import create_nonce_table
 from privyseal_ca.clock import Clock
 from privyseal_ca.config import ROOTS_FILE, Settings
-from privyseal_ca.errors import ConfigurationError
+from privyseal_ca.errors import ConfigurationError, SignerMisconfiguredError
 from privyseal_ca.hsm.pin import Pin, read_pin
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.hsm.signer import WrappingKey
 from privyseal_ca.hsm.softhsm import use_embedded
 from privyseal_ca.hsm.uri import KeyUri
 from privyseal_ca.issuance.issuers import Issuer, IssuerSet, make_issuer, served_chains
+from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.profile import load_profiles as read_profiles
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
-from privyseal_ca.store.issuers import all_issuers, chains, find_secret
+from privyseal_ca.store.issuers import IssuerRow, all_issuers, chains, find_secret
 from privyseal_ca.store.statement import Transaction
 from privyseal_ca.web.status import Anchors
+
+_log = structlog.get_logger("service")
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -55,21 +59,38 @@ def open_store(settings: Settings) -> Store:
     return Store(backend, queue=settings.database.queue, readers=settings.database.connections)
 
 
-async def load_issuers(store: Store, hsm: Hsm, base_url: str) -> IssuerSet:
-    """Every active issuer with its key opened and its attributes read back (promise P1)."""
+async def load_issuers(store: Store, hsm: Hsm, settings: Settings) -> IssuerSet:
+    """Every active issuer with its key opened and its attributes read back (promise P1), and what retired ones need."""
     rows = await store.read(lambda tx: [(row, chains(tx, row.id)) for row in all_issuers(tx)])
-    issuers: list[Issuer] = []
-    for row, pems in rows:
-        if row.state == "active":
-            key = await hsm.open_signing_key(row.key_uri)
-            issuers.append(make_issuer(row, pems, key, base_url=base_url))
+
+    async def opened(row: IssuerRow, pems: Sequence[str]) -> Issuer:
+        return make_issuer(row, pems, await hsm.open_signing_key(row.key_uri), pointers=pointers_of(row.id, settings))
+
+    issuers = [await opened(row, pems) for row, pems in rows if row.state == "active"]
     if not issuers:
         raise ConfigurationError(
             "No issuer is active.",
             hint="Have the request in the home signed and import the certificate with `privyseal issuer import`.",
         )
+    finishing: list[Issuer] = []
+    for row, pems in rows:
+        if row.state == "retired" and pems:
+            try:
+                finishing.append(await opened(row, pems))
+            except SignerMisconfiguredError as error:
+                _log.warning("a retired issuer's key is gone: no more CRLs and OCSP", issuer=row.name, error=str(error))
     retired = {row.id: served_chains(pems) for row, pems in rows if row.state == "retired"}
-    return IssuerSet(issuers, retired=retired)
+    return IssuerSet(issuers, retired=retired, finishing=finishing)
+
+
+def pointers_of(issuer_id: str, settings: Settings) -> Pointers:
+    """The public URLs of an issuer."""
+    return Pointers(
+        base_url=settings.server.public_http,
+        issuer_id=issuer_id,
+        shards=settings.status.crl_shards,
+        deltas=settings.status.delta_crls,
+    )
 
 
 async def load_anchors(store: Store, home: Path) -> Anchors:

@@ -150,7 +150,7 @@ async def _open_foundation(settings: Settings, parts: Parts, stack: AsyncExitSta
 
     hsm = parts.open_hsm(settings)
     stack.push_async_callback(hsm.close)
-    issuers = await load_issuers(store, hsm, settings.server.public_http)
+    issuers = await load_issuers(store, hsm, settings)
     wrapping_key = await hsm.open_wrapping_key(wrapping_uri)
 
     metrics = Metrics()

@@ -69,7 +69,8 @@ class ServerSettings(_Section):
     https: str = Field("127.0.0.1:8443", description="Address and port of the TLS listener: ACME under `/acme/`.")
     http: str = Field(
         "127.0.0.1:8080",
-        description="Address and port of the plain listener: `/roots.pem`, `/issuers/`, `/metrics`, `/healthz`, `/readyz`.",
+        description="Address and port of the plain listener: `/roots.pem`, `/issuers/`, `/crl/`, `/ocsp`, `/metrics`, "
+        "`/healthz`, `/readyz`.",
     )
     https_url: str = Field(
         "",
@@ -316,6 +317,96 @@ class IssuanceSettings(_Section):
     )
 
 
+class StatusSettings(_Section):
+    """Revocation: CRLs, OCSP, and how both are watched."""
+
+    interval: float = Field(
+        1,
+        gt=0,
+        le=60,
+        description="How often revocations are looked for. What is found at the same time becomes one CRL.",
+    )
+    crl_lifetime: int = Field(
+        3 * 86400, ge=600, le=30 * 86400, description="How long after its thisUpdate a CRL's nextUpdate is."
+    )
+    crl_refresh: int = Field(
+        6 * 3600,
+        ge=60,
+        le=15 * 86400,
+        description="After how long a CRL without new revocations is replaced; at most half of `crl_lifetime`.",
+    )
+    crl_shards: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="Into how many parts an issuer's CRL is divided. The part is chosen when a certificate is issued and "
+        "named in it, so a change counts for new certificates only.",
+    )
+    delta_crls: bool = Field(
+        False,
+        description="Whether there is a delta CRL beside each part, which new certificates name (freshestCRL).",
+    )
+    ocsp_lifetime: int = Field(
+        86400,
+        ge=120,
+        le=15 * 86400,
+        description="How long after its thisUpdate an OCSP response's nextUpdate is. It is replaced at half of that.",
+    )
+    ocsp_hashes: tuple[str, ...] = Field(
+        ("sha1", "sha256"),
+        description="Hashes of the CertIDs for which responses are kept ready: `sha1`, which most clients use, and `sha256`. "
+        "For the other a response is signed when it is first asked for.",
+    )
+    ocsp_delay: int = Field(
+        60,
+        ge=0,
+        le=3600,
+        description="How long after its issuance a certificate's first responses are made, so that nobody waits for them. "
+        "Who asks earlier gets one made at once.",
+    )
+    ocsp_queue: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="Responses that may be signed on request at the same time before clients are told to try later.",
+    )
+    responder_lifetime: int = Field(
+        7 * 86400,
+        ge=600,
+        le=90 * 86400,
+        description="Lifetime of the OCSP responders' certificates; at least three times `ocsp_lifetime`. They are replaced at "
+        "half of it.",
+    )
+    max_age: int = Field(
+        60, ge=0, le=86400, description="How long caches may keep a CRL or an OCSP response without asking again."
+    )
+    watch_interval: float = Field(
+        60, gt=0, le=3600, description="How often what is really served at the public URLs is fetched and checked."
+    )
+    canary_lifetime: int = Field(
+        2 * 86400,
+        ge=600,
+        le=30 * 86400,
+        description="Lifetime of the certificates that are issued and revoked to watch that revocations become visible. "
+        "There is a new one at half of it.",
+    )
+
+    @field_validator("ocsp_hashes")
+    @classmethod
+    def _known_hashes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if set(value) - {"sha1", "sha256"}:
+            raise ValueError("may hold sha1 and sha256 only")
+        return value
+
+    @model_validator(mode="after")
+    def _in_time(self) -> "StatusSettings":
+        if self.crl_refresh * 2 > self.crl_lifetime:
+            raise ValueError("crl_refresh must be at most half of crl_lifetime")
+        if self.responder_lifetime < 3 * self.ocsp_lifetime:
+            raise ValueError("responder_lifetime must be at least three times ocsp_lifetime")
+        return self
+
+
 class LogSettings(_Section):
     """What is logged, and how."""
 
@@ -359,6 +450,7 @@ class Settings(BaseSettings):
     policy: dict[str, PolicySettings] = Field(default_factory=dict)
     keys: KeyPolicySettings = Field(default_factory=KeyPolicySettings)
     issuance: IssuanceSettings = Field(default_factory=IssuanceSettings)
+    status: StatusSettings = Field(default_factory=StatusSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
     @field_validator("policy")

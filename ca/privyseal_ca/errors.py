@@ -102,6 +102,10 @@ class RevocationReasonError(PolicyError):
     """A CRLReason (RFC 5280 section 5.3.1) that the requester may not give."""
 
 
+class StatusUnavailableError(PrivySealError):
+    """A CRL or an OCSP response that was asked for cannot be given now."""
+
+
 class LintError(PrivySealError):
     """A certificate that would break a rule was stopped before it was signed."""
 

@@ -118,6 +118,7 @@ async def _open(transcript: Transcript, issuer_id: str, template: CaTemplate, pr
         not_after=template.not_after,
         requester=CEREMONY_REQUESTER,
         correlation=transcript.correlation,
+        crl_shard=None,
     )
     payload = {
         "issuer": issuer_id,

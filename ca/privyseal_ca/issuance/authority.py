@@ -14,6 +14,7 @@ puts its serial on the revocation list, so that a signature which may exist is w
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -87,9 +88,15 @@ class Authority:
         self._in_flight: set[str] = set()
 
     async def issue(
-        self, request: CertificateRequest, requester: Requester, *, claim: Claim, complete: Completion
+        self,
+        request: CertificateRequest,
+        requester: Requester,
+        *,
+        claim: Claim,
+        complete: Completion,
+        issuer: Issuer | None = None,
     ) -> CertificateRow:
-        """Run the issuance cycle for a vetted ``request``.
+        """Run the issuance cycle for a vetted ``request``; ``issuer`` is for certificates of the authority itself.
 
         Raises:
             ProfileRefusedError: the request does not fit its profile or no issuer can serve it.
@@ -98,7 +105,7 @@ class Authority:
             SignatureUncertainError: as before, after the serial was put on the revocation list.
             StoreError: the database failed. The intent may be left behind for :meth:`close_intents`.
         """
-        issuer = self.issuers.choose(request.profile, request.key_type)
+        issuer = issuer or self.issuers.choose(request.profile, request.key_type)
         if not issuer.key.available:
             raise SignerUnavailableError("The token with the issuer's key is away.", hint="Try again later.")
 
@@ -110,8 +117,9 @@ class Authority:
         serial = serial_text(linted.serial)
         self._in_flight.add(serial)
         try:
+            begin = partial(self._begin, request, requester, issuer, linted, claim)
             with self._stage("intent"):
-                await self._store.write(lambda tx: self._begin(tx, request, requester, issuer, linted, claim))
+                await self._store.write(begin)
             try:
                 tbs = linted.tbs
                 with self._stage("sign"):
@@ -126,10 +134,9 @@ class Authority:
                 await self._abandon_after(serial, error)
                 raise
             try:
+                finish = partial(self._finish, request, requester, issuer, linted, der, entry, complete)
                 with self._stage("record"):
-                    row = await self._store.write(
-                        lambda tx: self._finish(tx, request, requester, issuer, linted, der, entry, complete)
-                    )
+                    row = await self._store.write(finish)
             except StoreUnavailableError:
                 raise  # it may be stored all the same: close_intents looks
             except Exception as error:
@@ -142,12 +149,12 @@ class Authority:
 
     def _begin(
         self,
-        transaction: Transaction,
         request: CertificateRequest,
         requester: Requester,
         issuer: Issuer,
         linted: LintedCertificate,
         claim: Claim,
+        transaction: Transaction,
     ) -> None:
         """The unit of work of step 3."""
         claim(transaction)
@@ -161,6 +168,7 @@ class Authority:
                 not_after=linted.template.not_after,
                 requester=requester.actor,
                 correlation=requester.correlation,
+                crl_shard=linted.template.crl_shard,
             ),
         )
         append(
@@ -187,7 +195,6 @@ class Authority:
 
     def _finish(
         self,
-        transaction: Transaction,
         request: CertificateRequest,
         requester: Requester,
         issuer: Issuer,
@@ -195,6 +202,7 @@ class Authority:
         der: bytes,
         entry: bytes,
         complete: Completion,
+        transaction: Transaction,
     ) -> CertificateRow:
         """The unit of work of step 6."""
         serial = serial_text(linted.serial)
@@ -211,6 +219,8 @@ class Authority:
             not_after=linted.template.not_after,
             spki_sha256=request.spki_sha256,
             ledger_index=append(transaction, entry),
+            crl_shard=linted.template.crl_shard,
+            ocsp=request.profile.ocsp,
         )
         add_certificate(transaction, row)
         complete(transaction, row)

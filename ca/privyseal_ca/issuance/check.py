@@ -30,7 +30,10 @@ _REQUIRED: Final = {
 _POSSIBLE: Final = {
     "1.3.6.1.5.5.7.1.1": False,  # authorityInfoAccess
     "2.5.29.31": False,  # cRLDistributionPoints
+    "2.5.29.46": False,  # freshestCRL
 }
+_OCSP_NO_CHECK: Final = "1.3.6.1.5.5.7.48.1.5"
+_OCSP_SIGNING: Final = "1.3.6.1.5.5.7.3.9"
 
 
 def check_certificate(
@@ -45,7 +48,9 @@ def check_certificate(
     try:
         certificate = x509.load_der_x509_certificate(der)
         extensions = certificate.extensions
-        names = {from_general_name(name) for name in extensions.get_extension_for_class(_Names).value}
+        names = set()
+        if request.names:
+            names = {from_general_name(name) for name in extensions.get_extension_for_class(_Names).value}
     except (
         ValueError,
         x509.InvalidVersion,
@@ -87,14 +92,23 @@ def check_certificate(
 
     # 6. It is valid for no longer than profile and issuer allow.
     _check_times(certificate, issuer, request)
+
+    # 7. It says where to ask whether it is revoked, and that is where the answers are.
+    _check_pointers(extensions, issuer, request, serial)
     return certificate
 
 
 def _check_extensions(certificate: x509.Certificate, request: CertificateRequest) -> None:
     found = {extension.oid.dotted_string: extension.critical for extension in certificate.extensions}
-    allowed = {**_REQUIRED, **_POSSIBLE, "2.5.29.17": not certificate.subject.rdns}
+    allowed = {**_REQUIRED, **_POSSIBLE}
+    if request.names:
+        allowed["2.5.29.17"] = not certificate.subject.rdns
     if request.profile.no_rev_avail:
         allowed[_NO_REV_AVAIL] = False
+    if request.profile.ocsp_no_check:
+        # Of a responder nobody can ask whether it is revoked (RFC 6960 section 4.2.2.2.1).
+        allowed = {**_REQUIRED, _OCSP_NO_CHECK: False}
+        _require(_OCSP_NO_CHECK in found, "lacks the extension nocheck")
     for oid, critical in found.items():
         _require(allowed.get(oid) == critical, f"has the extension {oid}, which it may not have or not in this way")
     _require(found.keys() >= _REQUIRED.keys(), "lacks an extension")
@@ -103,6 +117,13 @@ def _check_extensions(certificate: x509.Certificate, request: CertificateRequest
 
 def _check_subject(certificate: x509.Certificate, request: CertificateRequest) -> None:
     attributes = list(certificate.subject)
+    if request.profile.nameless:
+        _require(
+            [(attribute.oid.dotted_string, attribute.value) for attribute in attributes]
+            == [("2.5.4.3", request.common_name)],
+            "has another subject",
+        )
+        return
     if request.profile.subject == "none":
         _require(not attributes, "has a subject")
         return
@@ -123,6 +144,11 @@ def _check_usages(extensions: x509.Extensions, request: CertificateRequest) -> N
     _require(not basic_constraints.ca, "is a CA certificate")
     eku = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     _require({oid.dotted_string for oid in eku} == set(profile.extended_key_usage), "has other extended key usages")
+    _require(
+        (_OCSP_SIGNING in profile.extended_key_usage) == profile.ocsp_no_check
+        and (not profile.ocsp_no_check or profile.extended_key_usage == (_OCSP_SIGNING,)),
+        "may sign OCSP responses without being a responder's alone",
+    )
     bits = extensions.get_extension_for_class(x509.KeyUsage).value
     rsa, elliptic = request.key_type == "rsa", request.key_type.startswith("ec-")
     asked = set(profile.key_usage)
@@ -134,6 +160,38 @@ def _check_usages(extensions: x509.Extensions, request: CertificateRequest) -> N
         and not (bits.data_encipherment or bits.key_cert_sign or bits.crl_sign),
         "has other key usages",
     )
+
+
+def _check_pointers(
+    extensions: x509.Extensions, issuer: IssuerIdentity, request: CertificateRequest, serial: int
+) -> None:
+    profile, pointers = request.profile, issuer.pointers
+    base = f"{pointers.base_url}/crl/{pointers.issuer_id}"
+    part = f"{base}/{serial % pointers.shards}"
+    lists = {"none": [], "full": [f"{base}.crl"], "shard": [f"{part}.crl"]}[profile.crl]
+    deltas = [f"{part}-delta.crl"] if profile.crl == "shard" and pointers.deltas else []
+    found = {extension.oid.dotted_string: extension.value for extension in extensions}
+    _require(_points(found.get("2.5.29.31")) == lists, "names another CRL")
+    _require(_points(found.get("2.5.29.46")) == deltas, "names another delta CRL")
+    access = found.get("1.3.6.1.5.5.7.1.1")
+    responders = [
+        description.access_location.value
+        for description in (access if isinstance(access, x509.AuthorityInformationAccess) else ())
+        if description.access_method.dotted_string == "1.3.6.1.5.5.7.48.1"
+    ]
+    _require(responders == ([f"{pointers.base_url}/ocsp"] if profile.ocsp else []), "names another OCSP responder")
+
+
+def _points(extension: x509.ExtensionType | None) -> list[str]:
+    """The URLs of distribution points, each of which has one and nothing else."""
+    if not isinstance(extension, x509.CRLDistributionPoints | x509.FreshestCRL):
+        return []
+    return [
+        point.full_name[0].value
+        if point.full_name is not None and len(point.full_name) == 1 and point.reasons is point.crl_issuer is None
+        else ""
+        for point in extension
+    ]
 
 
 def _check_times(certificate: x509.Certificate, issuer: IssuerIdentity, request: CertificateRequest) -> None:

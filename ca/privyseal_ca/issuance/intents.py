@@ -19,8 +19,7 @@ def abandon_intent(transaction: Transaction, row: IntentRow, *, actor: str, reas
     """
     if not close_intent(transaction, row.serial):
         return False
-    add_revocation(transaction, RevocationRow(row.issuer_id, row.serial, int(now), _ABANDONED_REASON, row.not_after))
-    append(
+    index = append(
         transaction,
         encode_entry(
             Kind.ABANDONED,
@@ -34,6 +33,18 @@ def abandon_intent(transaction: Transaction, row: IntentRow, *, actor: str, reas
                 "serial": row.serial,
                 "tbs_sha256": row.tbs_sha256.hex(),
             },
+        ),
+    )
+    add_revocation(
+        transaction,
+        RevocationRow(
+            issuer_id=row.issuer_id,
+            serial=row.serial,
+            revoked_at=int(now),
+            reason=_ABANDONED_REASON,
+            not_after=row.not_after,
+            crl_shard=row.crl_shard,
+            ledger_index=index,
         ),
     )
     return True

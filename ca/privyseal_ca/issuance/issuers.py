@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import serialization
 
 from privyseal_ca.errors import ConfigurationError, ProfileRefusedError
 from privyseal_ca.hsm.signer import SigningKey
+from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.template import IssuerIdentity
 from privyseal_ca.store.issuers import IssuerRow
@@ -24,7 +25,7 @@ class Issuer:
     chains: tuple[str, ...]
 
 
-def make_issuer(row: IssuerRow, chains: Sequence[str], key: SigningKey, *, base_url: str) -> Issuer:
+def make_issuer(row: IssuerRow, chains: Sequence[str], key: SigningKey, *, pointers: Pointers) -> Issuer:
     """The issuer of ``row`` with ``chains`` (PEM, each from the issuer's certificate up to a root).
 
     Raises:
@@ -44,9 +45,7 @@ def make_issuer(row: IssuerRow, chains: Sequence[str], key: SigningKey, *, base_
             f"The token's key {key.uri} does not belong to the certificate of issuer {row.name}.",
             hint="Check the key URI with `privyseal issuer show` and the token.",
         )
-    identity = IssuerIdentity.from_certificate(
-        certificate, name=row.name, ca_issuers_url=f"{base_url}/issuers/{row.id}.cer"
-    )
+    identity = IssuerIdentity.from_certificate(certificate, name=row.name, pointers=pointers)
     return Issuer(row.id, identity, key, served_chains(chains))
 
 
@@ -67,10 +66,21 @@ def _without_roots(chain: str) -> str:
 
 
 class IssuerSet:
-    """Every active issuer, the preferred first, by name and id; of the ``retired`` ones the chains, by id."""
+    """Every active issuer, the preferred first, by name and id; of the ``retired`` ones the chains, by id.
 
-    def __init__(self, issuers: Iterable[Issuer], *, retired: Mapping[str, tuple[str, ...]] | None = None) -> None:
+    ``finishing`` are retired issuers whose keys are still there: they issue nothing, but answer for what they issued.
+    """
+
+    def __init__(
+        self,
+        issuers: Iterable[Issuer],
+        *,
+        retired: Mapping[str, tuple[str, ...]] | None = None,
+        finishing: Iterable[Issuer] = (),
+    ) -> None:
         self._preferred = tuple(issuers)
+        #: Those who sign CRLs and certify OCSP responders.
+        self.answering: Sequence[Issuer] = (*self._preferred, *finishing)
         self._chains = {**(retired or {}), **{issuer.id: issuer.chains for issuer in self._preferred}}
         self._by_name: Mapping[str, Issuer] = {issuer.identity.name: issuer for issuer in self._preferred}
         self._by_id: Mapping[str, Issuer] = {issuer.id: issuer for issuer in self._preferred}

@@ -163,7 +163,10 @@ def _check(certificate: x509.Certificate, template: Template, issuer: IssuerIden
     problems = [
         problem
         for problem, found in (
-            ("its extensions", _criticality(extensions) != _expected(profile, subject_is_empty)),
+            (
+                "its extensions",
+                _criticality(extensions) != _expected(profile, subject_is_empty, issuer.pointers.deltas),
+            ),
             ("its serial number", not 0 < certificate.serial_number == template.serial < 1 << 127),
             ("its names", len(names) != len(request.names) or set(names) != set(request.names)),
             ("its issuer", certificate.issuer != issuer.subject),
@@ -185,7 +188,7 @@ def _criticality(
 
 
 @lru_cache(maxsize=512)
-def _expected(profile: Profile, subject_is_empty: bool) -> dict[x509.ObjectIdentifier, bool]:
+def _expected(profile: Profile, subject_is_empty: bool, deltas: bool) -> dict[x509.ObjectIdentifier, bool]:
     """The extensions of a certificate of ``profile``, and whether each is critical (STANDARDS: RFC 5280 section 4.2)."""
     expected = {
         ExtensionOID.KEY_USAGE: True,
@@ -195,10 +198,16 @@ def _expected(profile: Profile, subject_is_empty: bool) -> dict[x509.ObjectIdent
         ExtensionOID.SUBJECT_KEY_IDENTIFIER: False,
         ExtensionOID.SUBJECT_ALTERNATIVE_NAME: subject_is_empty,
     }
-    if profile.aia_ca_issuers or profile.ocsp_urls:
+    if profile.nameless:
+        del expected[ExtensionOID.SUBJECT_ALTERNATIVE_NAME]
+    if profile.aia_ca_issuers or profile.ocsp:
         expected[ExtensionOID.AUTHORITY_INFORMATION_ACCESS] = False
-    if profile.crl_urls:
+    if profile.crl != "none":
         expected[ExtensionOID.CRL_DISTRIBUTION_POINTS] = False
+    if profile.crl == "shard" and deltas:
+        expected[ExtensionOID.FRESHEST_CRL] = False
+    if profile.ocsp_no_check:
+        expected[ExtensionOID.OCSP_NO_CHECK] = False
     if profile.no_rev_avail:
         expected[_NO_REV_AVAIL] = False
     return expected

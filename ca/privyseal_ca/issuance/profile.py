@@ -16,16 +16,16 @@ from typing import Annotated, Final, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from privyseal_ca.errors import ConfigurationError, MalformedNameError, ProfileRefusedError, UnsupportedNameError
-from privyseal_ca.identifiers import Identifier, IdentifierType, parse_uri, shown
+from privyseal_ca.errors import ConfigurationError, ProfileRefusedError, UnsupportedNameError
+from privyseal_ca.identifiers import Identifier, IdentifierType, shown
 
 MAX_PROFILES: Final = 100
 MAX_PROFILE_FILE: Final = 64 * 1024  # octets
-ISSUER_PLACEHOLDER: Final = "{issuer}"
 
 KeyType = Literal["ec-p256", "ec-p384", "ec-p521", "rsa", "ed25519"]
 KeyUsageName = Literal["digitalSignature", "contentCommitment", "keyEncipherment", "keyAgreement"]
 SubjectRule = Literal["none", "common-name"]
+CrlPointer = Literal["none", "shard", "full"]
 
 EXTENDED_KEY_USAGES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -81,13 +81,13 @@ class ProfileDocument(BaseModel):
         (), max_length=20, description="Issuers in order of preference. Any active one when empty."
     )
     aia_ca_issuers: bool = Field(True, description="Whether certificates say where their issuer's certificate is.")
-    ocsp_urls: tuple[str, ...] = Field(
-        (), max_length=4, description="OCSP responders to name. `{issuer}` stands for the issuer's name."
+    ocsp: bool = Field(
+        False, description="Whether certificates name the OCSP responder, and responses are kept ready for them."
     )
-    crl_urls: tuple[str, ...] = Field(
-        (),
-        max_length=4,
-        description="CRLs to name, one distribution point each. `{issuer}` stands for the issuer's name.",
+    crl: CrlPointer = Field(
+        "none",
+        description="The CRL that certificates name: `shard`, one of the parts of their issuer's list; `full`, all of it; "
+        "or `none`.",
     )
     no_rev_avail: bool = Field(
         False, description="Whether certificates say that revocation information is never published (RFC 9608)."
@@ -98,9 +98,9 @@ class ProfileDocument(BaseModel):
         """Raise ``ValueError`` for what each field allows alone but a certificate may not combine."""
         if self.lifetime > self.max_lifetime:
             raise ValueError("lifetime is longer than max_lifetime")
-        if self.no_rev_avail and (self.ocsp_urls or self.crl_urls):
-            raise ValueError("no_rev_avail excludes ocsp_urls and crl_urls (RFC 9608 section 4)")
-        for field in ("key_types", "key_usage", "extended_key_usage", "san_types", "issuers", "ocsp_urls", "crl_urls"):
+        if self.no_rev_avail and (self.ocsp or self.crl != "none"):
+            raise ValueError("no_rev_avail excludes ocsp and crl (RFC 9608 section 4)")
+        for field in ("key_types", "key_usage", "extended_key_usage", "san_types", "issuers"):
             values = getattr(self, field)
             if len(set(values)) != len(values):
                 raise ValueError(f"{field} names something twice")
@@ -112,8 +112,6 @@ class ProfileDocument(BaseModel):
         for kind in self.key_types:
             if not usages_for(self.key_usage, kind):
                 raise ValueError(f"key_usage leaves nothing for {kind} keys")
-        for url in (*self.ocsp_urls, *self.crl_urls):
-            _check_pointer(url)
         return self
 
     @property
@@ -147,11 +145,15 @@ class Profile:
     wildcard: bool
     issuers: tuple[str, ...]
     aia_ca_issuers: bool
-    ocsp_urls: tuple[str, ...]
-    crl_urls: tuple[str, ...]
+    ocsp: bool
+    crl: CrlPointer
     no_rev_avail: bool
     digest: str
     """SHA-256 over name and content in hexadecimal: what the ledger says which profile was used."""
+    nameless: bool = False
+    """Whether certificates have no names but a common name that the request says. Never so in profiles from files."""
+    ocsp_no_check: bool = False
+    """Whether certificates are those of OCSP responders (RFC 6960 section 4.2.2.2.1). Never so in profiles from files."""
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -163,6 +165,8 @@ class Profile:
             UnsupportedNameError: a kind of name, or a wildcard, that the profile does not have.
             ProfileRefusedError: too many names, none, or names that do not go together.
         """
+        if self.nameless and not names:
+            return
         if not 0 < len(names) <= self.max_names:
             raise ProfileRefusedError(
                 f"{len(names)} names do not fit the profile {self.name}.", hint=f"Ask for 1 to {self.max_names} names."
@@ -274,20 +278,8 @@ def _parsed(path: str, text: str) -> Profile:
         wildcard=document.wildcard,
         issuers=document.issuers,
         aia_ca_issuers=document.aia_ca_issuers,
-        ocsp_urls=document.ocsp_urls,
-        crl_urls=document.crl_urls,
+        ocsp=document.ocsp,
+        crl=document.crl,
         no_rev_avail=document.no_rev_avail,
         digest=sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest(),
     )
-
-
-def _check_pointer(url: str) -> None:
-    """A pointer in a certificate is plain HTTP: fetching it over TLS would need the answer first (RFC 5280 section 8)."""
-    try:
-        parse_uri(url.replace(ISSUER_PLACEHOLDER, "issuer"))
-    except MalformedNameError:
-        well_formed = False
-    else:
-        well_formed = url.startswith("http://")
-    if not well_formed:
-        raise ValueError("ocsp_urls and crl_urls hold absolute http:// URLs, with no other placeholder than {issuer}")

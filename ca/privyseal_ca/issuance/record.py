@@ -37,7 +37,7 @@ def issued_entry(der: bytes) -> bytes:
 def _issued_entry(certificate: x509.Certificate, der: bytes) -> bytes:
     extensions = certificate.extensions
     issuer = extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
-    names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    names = [extension.value for extension in extensions if isinstance(extension.value, x509.SubjectAlternativeName)]
     spki = certificate.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -52,7 +52,7 @@ def _issued_entry(certificate: x509.Certificate, der: bytes) -> bytes:
         {
             "certificate_sha256": hashlib.sha256(der).hexdigest(),
             "issuer": issuer_id,
-            "names": names_text(from_general_name(name) for name in names),
+            "names": names_text(from_general_name(name) for general_names in names for name in general_names),
             "not_after": int(certificate.not_valid_after_utc.timestamp()),
             "not_before": not_before,
             "serial": serial,
@@ -74,6 +74,8 @@ def certificate_row(
     not_after: int,
     spki_sha256: bytes,
     ledger_index: int,
+    crl_shard: int | None,
+    ocsp: bool,
 ) -> CertificateRow:
     """The row of a certificate that was just signed."""
     return CertificateRow(
@@ -87,4 +89,6 @@ def certificate_row(
         spki_sha256=spki_sha256,
         ledger_index=ledger_index,
         der=der,
+        crl_shard=crl_shard,
+        ocsp=int(ocsp),
     )

@@ -21,11 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
-from privyseal_ca.errors import ConfigurationError, KeyRefusedError, MalformedNameError, ProfileRefusedError
+from privyseal_ca.errors import ConfigurationError, KeyRefusedError, ProfileRefusedError
 from privyseal_ca.hsm.signer import PrivateKey
-from privyseal_ca.identifiers import Identifier, parse_uri
+from privyseal_ca.identifiers import Identifier
 from privyseal_ca.issuance.constraints import check_constraints
-from privyseal_ca.issuance.profile import ISSUER_PLACEHOLDER, Profile, usages_for
+from privyseal_ca.issuance.pointers import Pointers
+from privyseal_ca.issuance.profile import Profile, usages_for
 from privyseal_ca.policy.keys import CertifiableKey, key_type
 
 SERIAL_OCTETS: Final = 16
@@ -56,6 +57,8 @@ class CertificateRequest:
     """End of the validity that was asked for, in seconds since the epoch."""
     ordered: float | None = None
     """When the validity was asked for and found possible, in seconds since the epoch; None when that is now."""
+    common_name: str = ""
+    """The subject of a certificate without names, which only profiles of the authority itself have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class IssuerIdentity:
     key_type: str
     key_id: bytes
     """Subject key identifier of the issuer, authority key identifier of what it issues."""
-    ca_issuers_url: str
+    pointers: Pointers
     not_before: int
     not_after: int
     name_constraints: x509.NameConstraints | None
@@ -79,11 +82,11 @@ class IssuerIdentity:
         return hash(self.der)
 
     @classmethod
-    def from_certificate(cls, certificate: x509.Certificate, *, name: str, ca_issuers_url: str) -> "IssuerIdentity":
+    def from_certificate(cls, certificate: x509.Certificate, *, name: str, pointers: Pointers) -> "IssuerIdentity":
         """The identity in an issuer's ``certificate``.
 
         Raises:
-            ConfigurationError: it is no certificate that may issue others, it lacks its key identifier, or the URL is none.
+            ConfigurationError: it is no certificate that may issue others, or it lacks its key identifier.
         """
         try:
             extensions = certificate.extensions
@@ -92,14 +95,12 @@ class IssuerIdentity:
             key_id = extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
             public_key = certificate.public_key()
             kind = key_type(public_key)
-            parse_uri(ca_issuers_url)
         except (
             ValueError,
             x509.ExtensionNotFound,
             x509.DuplicateExtension,
             UnsupportedAlgorithm,
             KeyRefusedError,
-            MalformedNameError,
         ) as error:
             raise ConfigurationError(
                 f"The certificate of issuer {name} cannot be used: {error}", hint="Import a CA certificate (RFC 5280)."
@@ -117,7 +118,7 @@ class IssuerIdentity:
             public_key=public_key,  # type: ignore[arg-type]  # key_type let only these pass
             key_type=kind,
             key_id=key_id,
-            ca_issuers_url=ca_issuers_url,
+            pointers=pointers,
             not_before=int(certificate.not_valid_before_utc.timestamp()),
             not_after=int(certificate.not_valid_after_utc.timestamp()),
             name_constraints=constraints[0] if constraints else None,
@@ -148,6 +149,8 @@ class Template:
     serial: int
     not_before: int
     not_after: int
+    crl_shard: int | None
+    """The part of the issuer's CRL that the certificate names; None when it names none of them."""
     shape: Hashable
     """Equal for certificates that differ only in values which cannot make one of them break a rule alone."""
 
@@ -198,21 +201,23 @@ def build_template(request: CertificateRequest, issuer: IssuerIdentity, *, seria
         now=now,
         ordered=request.ordered,
     )
+    shard = issuer.pointers.shard_of(serial) if profile.crl == "shard" else None
     common_name = _common_name(request)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]) if common_name else _EMPTY_SUBJECT
     builder = (
-        _prototype(profile, issuer, request.key_type)
+        _prototype(profile, issuer, request.key_type, shard)
         .subject_name(subject)
         .public_key(request.public_key)
         .serial_number(serial)
         .not_valid_before(datetime.fromtimestamp(not_before, UTC))
         .not_valid_after(datetime.fromtimestamp(not_after, UTC))
         .add_extension(x509.SubjectKeyIdentifier(key_identifier(request.spki_der)), critical=False)
-        .add_extension(
+    )
+    if request.names:
+        builder = builder.add_extension(
             x509.SubjectAlternativeName([name.general_name() for name in request.names]),
             critical=not common_name,  # RFC 5280 section 4.2.1.6
         )
-    )
     shape = (
         profile.digest,
         issuer,
@@ -222,12 +227,14 @@ def build_template(request: CertificateRequest, issuer: IssuerIdentity, *, seria
         len(request.names) == 1,
         datetime.fromtimestamp(not_after, UTC).year < 2050,  # UTCTime or GeneralizedTime
     )
-    return Template(request, builder, serial, not_before, not_after, shape)
+    return Template(request, builder, serial, not_before, not_after, shard, shape)
 
 
-@lru_cache(maxsize=512)
-def _prototype(profile: Profile, issuer: IssuerIdentity, subscriber_key_type: str) -> x509.CertificateBuilder:
-    """All that is the same in every certificate of a profile, an issuer and a kind of key."""
+@lru_cache(maxsize=4096)
+def _prototype(
+    profile: Profile, issuer: IssuerIdentity, subscriber_key_type: str, shard: int | None
+) -> x509.CertificateBuilder:
+    """All that is the same in every certificate of a profile, an issuer, a kind of key and a part of the CRL."""
     usages = usages_for(profile.key_usage, subscriber_key_type)
     extensions: list[tuple[x509.ExtensionType, bool]] = [
         (
@@ -248,17 +255,20 @@ def _prototype(profile: Profile, issuer: IssuerIdentity, subscriber_key_type: st
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (x509.AuthorityKeyIdentifier(issuer.key_id, None, None), False),
     ]
-    access = [
-        x509.AccessDescription(AuthorityInformationAccessOID.OCSP, _pointer(url, issuer)) for url in profile.ocsp_urls
-    ]
+    pointers = issuer.pointers
+    access = []
+    if profile.ocsp:
+        access.append(x509.AccessDescription(AuthorityInformationAccessOID.OCSP, _uri(pointers.ocsp)))
     if profile.aia_ca_issuers:
-        location = x509.UniformResourceIdentifier(issuer.ca_issuers_url)
-        access.append(x509.AccessDescription(AuthorityInformationAccessOID.CA_ISSUERS, location))
+        access.append(x509.AccessDescription(AuthorityInformationAccessOID.CA_ISSUERS, _uri(pointers.ca_issuers)))
     if access:
         extensions.append((x509.AuthorityInformationAccess(access), False))
-    if profile.crl_urls:
-        points = [x509.DistributionPoint([_pointer(url, issuer)], None, None, None) for url in profile.crl_urls]
-        extensions.append((x509.CRLDistributionPoints(points), False))
+    if profile.crl != "none":
+        extensions.append((x509.CRLDistributionPoints([distribution_point(pointers.crl(shard))]), False))
+    if shard is not None and pointers.deltas:
+        extensions.append((x509.FreshestCRL([distribution_point(pointers.delta(shard))]), False))
+    if profile.ocsp_no_check:
+        extensions.append((x509.OCSPNoCheck(), False))
     if profile.no_rev_avail:
         extensions.append((_NO_REV_AVAIL, False))
     builder = x509.CertificateBuilder().issuer_name(issuer.subject)
@@ -267,8 +277,13 @@ def _prototype(profile: Profile, issuer: IssuerIdentity, subscriber_key_type: st
     return builder
 
 
-def _pointer(url: str, issuer: IssuerIdentity) -> x509.UniformResourceIdentifier:
-    return x509.UniformResourceIdentifier(url.replace(ISSUER_PLACEHOLDER, issuer.name))
+def distribution_point(url: str) -> x509.DistributionPoint:
+    """A CRL's place as certificates and CRLs name it (RFC 5280 section 4.2.1.13)."""
+    return x509.DistributionPoint([_uri(url)], None, None, None)
+
+
+def _uri(url: str) -> x509.UniformResourceIdentifier:
+    return x509.UniformResourceIdentifier(url)
 
 
 def _kind(name: Identifier) -> str:
@@ -286,6 +301,8 @@ def _kind(name: Identifier) -> str:
 
 def _common_name(request: CertificateRequest) -> str:
     """Never an address: some clients read a common name as a DNS name and stop at one (seen with certbot)."""
+    if request.profile.nameless:
+        return request.common_name
     if request.profile.subject == "none":
         return ""
     candidates = (name.value for name in request.names if name.type == "dns" and len(name.value) <= MAX_COMMON_NAME)

@@ -49,6 +49,10 @@ class Kind(StrEnum):
     ISSUED = "certificate.issued"
     ABANDONED = "certificate.abandoned"
     REVOKED = "certificate.revoked"
+    KEY_BLOCKED = "key.blocked"
+    REVOCATION_STARTED = "revocation.started"
+    REVOCATION_FINISHED = "revocation.finished"
+    CRL_PUBLISHED = "crl.published"
 
 
 SERVICE_ACTOR = "service"

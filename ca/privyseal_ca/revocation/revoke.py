@@ -44,11 +44,9 @@ def revoke_certificate(
         )
     if find_revocation(transaction, certificate.issuer_id, certificate.serial) is not None:
         raise AlreadyRevokedError("The certificate is revoked already.")
-    row = RevocationRow(certificate.issuer_id, certificate.serial, int(now), reason or None, certificate.not_after)
-    add_revocation(transaction, row)
     if reason == KEY_COMPROMISE:
         block_key(transaction, certificate.spki_sha256, reason="keyCompromise", now=int(now))
-    append(
+    index = append(
         transaction,
         encode_entry(
             Kind.REVOKED,
@@ -64,4 +62,14 @@ def revoke_certificate(
             },
         ),
     )
+    row = RevocationRow(
+        issuer_id=certificate.issuer_id,
+        serial=certificate.serial,
+        revoked_at=int(now),
+        reason=reason or None,
+        not_after=certificate.not_after,
+        crl_shard=certificate.crl_shard,
+        ledger_index=index,
+    )
+    add_revocation(transaction, row)
     return row

@@ -51,6 +51,7 @@ class IntentRow(NamedTuple):
     not_after: int
     requester: str
     correlation: str
+    crl_shard: int | None
 
 
 class CertificateRow(NamedTuple):
@@ -66,6 +67,8 @@ class CertificateRow(NamedTuple):
     spki_sha256: bytes
     ledger_index: int
     der: bytes
+    crl_shard: int | None
+    ocsp: int
 
 
 class RevocationRow(NamedTuple):
@@ -76,6 +79,8 @@ class RevocationRow(NamedTuple):
     revoked_at: int
     reason: int | None
     not_after: int
+    crl_shard: int | None
+    ledger_index: int
 
 
 def open_intent(transaction: Transaction, row: IntentRow) -> None:

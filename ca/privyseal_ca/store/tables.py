@@ -72,6 +72,8 @@ class Intent(SQLModel, table=True):
     not_after: int = Field(sa_column=Column(BigInteger, nullable=False))
     requester: str = Field(sa_column=Column(Text, nullable=False))
     correlation: str = Field(sa_column=Column(Text, nullable=False))
+    #: As in :class:`Certificate`.
+    crl_shard: int | None = Field(sa_column=Column(Integer))
 
     __table_args__ = _CLUSTERED
 
@@ -93,8 +95,16 @@ class Certificate(SQLModel, table=True):
     spki_sha256: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     ledger_index: int = Field(sa_column=Column(BigInteger, nullable=False))
     der: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    #: The part of the issuer's CRL that the certificate names; NULL when it names none.
+    crl_shard: int | None = Field(sa_column=Column(Integer))
+    #: Whether it names the OCSP responder, so that responses are kept ready for it.
+    ocsp: int = Field(sa_column=Column(Integer, nullable=False, server_default="0"))
 
-    __table_args__ = (Index("ix_certificate_requester", "requester"),)
+    __table_args__ = (
+        Index("ix_certificate_requester", "requester"),
+        Index("ix_certificate_spki", "spki_sha256"),
+        Index("ix_certificate_ledger", "ledger_index"),
+    )
 
 
 class Revocation(SQLModel, table=True):
@@ -108,8 +118,118 @@ class Revocation(SQLModel, table=True):
     #: CRLReason (RFC 5280 section 5.3.1), or NULL when none was given.
     reason: int | None = Field(sa_column=Column(Integer))
     not_after: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: As in :class:`Certificate`.
+    crl_shard: int | None = Field(sa_column=Column(Integer))
+    #: Of its entry: what comes after an index has been revoked since. 0 for those from before there was this column.
+    ledger_index: int = Field(sa_column=Column(BigInteger, nullable=False, server_default="0"))
+
+    __table_args__ = (
+        Index("ix_revocation_ledger", "ledger_index"),
+        Index("ix_revocation_expiry", "issuer_id", "not_after", "serial"),
+        Index("ix_revocation_shard", "issuer_id", "crl_shard", "not_after", "serial"),
+        _CLUSTERED,
+    )
+
+
+class RevocationJob(SQLModel, table=True):
+    """The revocation of many certificates at once, which may be interrupted and resumed."""
+
+    __tablename__ = "revocation_job"
+
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    created: int = Field(sa_column=Column(BigInteger, nullable=False))
+    actor: str = Field(sa_column=Column(Text, nullable=False))
+    correlation: str = Field(sa_column=Column(Text, nullable=False))
+    reason: int = Field(sa_column=Column(Integer, nullable=False))
+    #: What it is to hit, as JSON.
+    selection: str = Field(sa_column=Column(Text, nullable=False))
+    #: ``running``, ``finished`` or ``cancelled``.
+    state: str = Field(sa_column=Column(Text, nullable=False))
+    #: The serial up to which it is done.
+    position: str = Field(sa_column=Column(Text, nullable=False))
+    #: How many certificates it was to hit when it began, and how many it has revoked.
+    total: int = Field(sa_column=Column(BigInteger, nullable=False))
+    revoked: int = Field(sa_column=Column(BigInteger, nullable=False))
 
     __table_args__ = _CLUSTERED
+
+
+class Crl(SQLModel, table=True):
+    """The current CRL of one scope: an issuer and ``full`` or the number of a part."""
+
+    __tablename__ = "crl"
+
+    issuer_id: str = Field(sa_column=Column(Text, primary_key=True))
+    scope: str = Field(sa_column=Column(Text, primary_key=True))
+    #: crlNumber (RFC 5280 section 5.2.3); it only grows. 0 until the first is published.
+    number: int = Field(sa_column=Column(BigInteger, nullable=False))
+    this_update: int = Field(sa_column=Column(BigInteger, nullable=False))
+    next_update: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: How many certificates it lists.
+    entries: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: The size of the ledger whose revocations it has.
+    through: int = Field(sa_column=Column(BigInteger, nullable=False))
+    size: int = Field(sa_column=Column(BigInteger, nullable=False))
+    sha256: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    #: Of the delta CRL of the same number: 0 and empty when there is none.
+    delta_size: int = Field(sa_column=Column(BigInteger, nullable=False))
+    delta_sha256: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    #: The CRL that deltas are relative to, and the one that they will be relative to when that is old enough.
+    base_number: int = Field(sa_column=Column(BigInteger, nullable=False))
+    base_through: int = Field(sa_column=Column(BigInteger, nullable=False))
+    next_base_number: int = Field(sa_column=Column(BigInteger, nullable=False))
+    next_base_through: int = Field(sa_column=Column(BigInteger, nullable=False))
+    next_base_at: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+    __table_args__ = _CLUSTERED
+
+
+class CrlPart(SQLModel, table=True):
+    """A piece of a CRL's DER. Pieces of another number than the one in :class:`Crl` are being written or about to go."""
+
+    __tablename__ = "crl_part"
+
+    issuer_id: str = Field(sa_column=Column(Text, primary_key=True))
+    scope: str = Field(sa_column=Column(Text, primary_key=True))
+    number: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    #: 1 for those of the delta CRL.
+    delta: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    position: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    der: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class OcspResponder(SQLModel, table=True):
+    """The delegated OCSP responder of an issuer (RFC 6960 section 4.2.2.2)."""
+
+    __tablename__ = "ocsp_responder"
+
+    issuer_id: str = Field(sa_column=Column(Text, primary_key=True))
+    key_uri: str = Field(sa_column=Column(Text, nullable=False))
+    #: Its current certificate; NULL until the first is issued.
+    der: bytes | None = Field(sa_column=Column(LargeBinary))
+    not_after: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+    __table_args__ = _CLUSTERED
+
+
+class OcspResponse(SQLModel, table=True):
+    """A response that is kept ready."""
+
+    __tablename__ = "ocsp_response"
+
+    serial: str = Field(sa_column=Column(Text, primary_key=True))
+    #: The hash of its CertID: ``sha1`` or ``sha256``.
+    hash: str = Field(sa_column=Column(Text, primary_key=True))
+    issuer_id: str = Field(sa_column=Column(Text, nullable=False))
+    #: Whether it says that the certificate is revoked.
+    revoked: int = Field(sa_column=Column(Integer, nullable=False))
+    this_update: int = Field(sa_column=Column(BigInteger, nullable=False))
+    next_update: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: When a newer one is to take its place.
+    refresh_at: int = Field(sa_column=Column(BigInteger, nullable=False))
+    der: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+    __table_args__ = (Index("ix_ocsp_response_refresh", "refresh_at"), _CLUSTERED)
 
 
 class BlockedKey(SQLModel, table=True):

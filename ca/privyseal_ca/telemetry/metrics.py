@@ -53,6 +53,81 @@ class Metrics:
             "When the server's own certificate ends, in seconds since the epoch.",
             registry=self.registry,
         )
+        self._add_crls()
+        self._add_ocsp()
+        self._add_watch()
+
+    def _add_crls(self) -> None:
+        self.crls_published = Counter("privyseal_crls_published", "CRLs published.", registry=self.registry)
+        self.crl_build_seconds = Histogram(
+            "privyseal_crl_build_seconds",
+            "Duration of building and signing one CRL.",
+            buckets=_STAGES,
+            registry=self.registry,
+        )
+        self.crl_number = Gauge(
+            "privyseal_crl_number", "The number of the newest CRL.", ("issuer", "scope"), registry=self.registry
+        )
+        self.crl_entries = Gauge(
+            "privyseal_crl_entries",
+            "Certificates that the newest CRL lists.",
+            ("issuer", "scope"),
+            registry=self.registry,
+        )
+
+    def _add_ocsp(self) -> None:
+        self.ocsp_requests = Counter(
+            "privyseal_ocsp_requests",
+            "OCSP requests by method and by what was answered.",
+            ("method", "answer"),
+            registry=self.registry,
+        )
+        self.ocsp_signed = Counter(
+            "privyseal_ocsp_responses_signed",
+            "OCSP responses signed, by reason: ready, revoked, request, nonce, unknown.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self.ocsp_due = Gauge(
+            "privyseal_ocsp_responses_due", "OCSP responses that wait to be made anew.", registry=self.registry
+        )
+        self.ocsp_responder_not_after = Gauge(
+            "privyseal_ocsp_responder_not_after_seconds",
+            "When the responder's certificate ends, in seconds since the epoch.",
+            ("issuer",),
+            registry=self.registry,
+        )
+
+    def _add_watch(self) -> None:
+        self.watch_ok = Gauge(
+            "privyseal_watch_ok",
+            "Whether what is served at the public URLs is as it must be (1) or not (0), by check: crl, ocsp, canary.",
+            ("issuer", "check"),
+            registry=self.registry,
+        )
+        self.watch_finished = Gauge(
+            "privyseal_watch_finished_seconds",
+            "When the watcher last finished a round, in seconds since the epoch.",
+            registry=self.registry,
+        )
+        self.served_age = Gauge(
+            "privyseal_served_age_seconds",
+            "Age of the CRL or OCSP response that is served, since its thisUpdate.",
+            ("issuer", "what"),
+            registry=self.registry,
+        )
+        self.served_remaining = Gauge(
+            "privyseal_served_remaining_seconds",
+            "Seconds until the nextUpdate of the CRL or OCSP response that is served.",
+            ("issuer", "what"),
+            registry=self.registry,
+        )
+        self.revocation_visible = Gauge(
+            "privyseal_revocation_visible_seconds",
+            "Seconds from the last canary's revocation until it was seen in CRL and OCSP.",
+            ("issuer", "what"),
+            registry=self.registry,
+        )
 
     def render(self) -> bytes:
         """The text exposition format."""
