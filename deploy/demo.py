@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
 BIN: Final = Path(sys.executable).parent
 LOOPBACK: Final = "127.0.0.1"
@@ -33,7 +33,10 @@ COMMAND_SECONDS: Final = 60
 START_SECONDS: Final = 30
 STOP_SECONDS: Final = 30
 LOG_LINES: Final = 20
-ISSUED: Final = 4
+# Two leaves, one renewed; of the service itself its own, the OCSP responder's and the canary, which is revoked.
+ISSUED: Final = 6
+REVOKED: Final = 2
+VISIBLE_SECONDS: Final = 10
 
 
 class StepFailedError(Exception):
@@ -164,13 +167,35 @@ class Demo:
         require(self.state(serial) == "revoked", f"the certificate is {self.state(serial)}, not revoked")
         return f"serial {serial[:8]}... is revoked, superseded"
 
+    def relying(self) -> str:
+        """Ask as those do who have to know: by OCSP and by CRL, at the places that the certificate names."""
+        begun = time.monotonic()
+        live = self.live(CLIENT)
+        leaf = x509.load_pem_x509_certificate((live / "cert.pem").read_bytes())
+        ask = ["openssl", "ocsp", "-issuer", live / "chain.pem", "-cert", live / "cert.pem", "-CAfile", self.roots,
+               "-url", ocsp_url(leaf)]  # fmt: skip
+        self.wait_for("OCSP says that the certificate is revoked", lambda: "revoked" in self.run(*ask))
+        part = self.folder / "part.crl"
+
+        def refused() -> bool:
+            with urllib.request.urlopen(crl_url(leaf), timeout=5) as answer:  # noqa: S310
+                part.write_bytes(answer.read())
+            return self.fails("openssl", "verify", "-crl_check", "-CAfile", self.roots, "-untrusted", live / "chain.pem",
+                              "-CRLfile", part, live / "cert.pem")  # fmt: skip
+
+        self.wait_for("the CRL lists the certificate", refused)
+        other = self.live(SERVER)
+        ask = ["openssl", "ocsp", "-issuer", other / "chain.pem", "-cert", other / "cert.pem", "-CAfile", self.roots,
+               "-url", ocsp_url(x509.load_pem_x509_certificate((other / "cert.pem").read_bytes()))]  # fmt: skip
+        require(": good" in self.run(*ask), "OCSP does not say that the other certificate is good")
+        return f"refused by OCSP and CRL {time.monotonic() - begun:.1f} s later; the other is good"
+
     def ledger(self) -> str:
         """Check the ledger from its first entry to its last."""
         found = json.loads(self.run(BIN / "privyseal", "ledger", "verify", "--json"))
-        # Two leaves, one renewed, and the service's own certificate.
         require(found["certificates"] == ISSUED, f"the ledger holds {found['certificates']} certificates, not {ISSUED}")
-        require(found["revoked"] == 1, f"the ledger holds {found['revoked']} revocations, not one")
-        return f"{found['size']} entries, {found['certificates']} certificates, 1 revoked, all accounted for"
+        require(found["revoked"] == REVOKED, f"the ledger holds {found['revoked']} revocations, not {REVOKED}")
+        return f"{found['size']} entries, {found['certificates']} certificates, {REVOKED} revoked, all accounted for"
 
     def stop(self) -> str:
         """Tell the service to stop."""
@@ -201,6 +226,21 @@ class Demo:
         shown = " ".join(str(part) for part in command)
         require(done.returncode == 0, f"{shown}\nended with exit code {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
+
+    def fails(self, *command: str | Path) -> bool:
+        """Whether ``command`` does not succeed."""
+        try:
+            self.run(*command)
+        except StepFailedError:
+            return True
+        return False
+
+    def wait_for(self, what: str, holds: Callable[[], bool]) -> None:
+        """Return once ``holds``."""
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while not holds():
+            require(time.monotonic() < deadline, f"not within {VISIBLE_SECONDS} s: {what}")
+            time.sleep(0.1)
 
     def certbot(self, *arguments: str) -> None:
         """Run certbot with its folders in the demo's."""
@@ -282,6 +322,19 @@ class Demo:
             self.service.wait()
 
 
+def ocsp_url(certificate: x509.Certificate) -> str:
+    """The OCSP responder that ``certificate`` names."""
+    access = certificate.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
+    (url,) = (each.access_location.value for each in access if each.access_method == AuthorityInformationAccessOID.OCSP)
+    return str(url)
+
+
+def crl_url(certificate: x509.Certificate) -> str:
+    """The CRL that ``certificate`` names."""
+    (point,) = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    return str((point.full_name or [])[0].value)
+
+
 def play(demo: Demo) -> bool:
     """Take the steps until one does not hold, and say of each how it went."""
     steps: list[tuple[str, Callable[[], str]]] = [
@@ -292,6 +345,7 @@ def play(demo: Demo) -> bool:
         ("mutual TLS", demo.handshake),
         ("certbot renews", demo.renew),
         ("certbot revokes", demo.revoke),
+        ("others see it", demo.relying),
         ("ledger check", demo.ledger),
         ("shut down", demo.stop),
     ]

@@ -40,6 +40,8 @@ MakeSettings = Callable[..., Settings]
 _OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "validation": {"attempts": 1, "retry_delay": 0, "timeout": 5},
     "server": {"shutdown_grace": 5},
+    # Nothing happens by itself while a test compares what was with what is; who wants it asks for it.
+    "status": {"interval": 60, "watch_interval": 3600},
 }
 _numbers = itertools.count(1)
 

@@ -14,6 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from privyseal_ca.hsm.signer import PrivateKey
 from privyseal_ca.identifiers import Identifier, parse_identifier
+from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.issuance.profile import Profile, load_profiles
 from privyseal_ca.issuance.template import CertificateRequest, IssuerIdentity, key_identifier, signature_hash
 from privyseal_ca.policy.keys import key_type
@@ -86,7 +87,7 @@ def issuer(
         builder = builder.add_extension(constraints, critical=True)
     certificate = builder.sign(private_key, signature_hash(private_key.public_key()))
     return IssuerIdentity.from_certificate(
-        certificate, name="test", ca_issuers_url="http://ca.example/issuers/test.cer"
+        certificate, name="test", pointers=Pointers("http://ca.example", "test", shards=8)
     )
 
 

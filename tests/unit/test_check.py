@@ -15,16 +15,28 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fakes.issuing import NOW, issuer, issuer_key, key, profile, request
 from privyseal_ca.errors import LintError
 from privyseal_ca.issuance.check import check_certificate
+from privyseal_ca.issuance.template import distribution_point
 from unit.test_template import changed
 
 BEGIN = datetime.fromtimestamp(NOW - 120, UTC)
 END = datetime.fromtimestamp(NOW + 86399, UTC)
 BY = issuer()
+OCSP = "1.3.6.1.5.5.7.48.1"
 USAGE = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
 
 
 def name(text: str | None) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)] if text else [])
+
+
+def points(*urls: str) -> x509.CRLDistributionPoints:
+    return x509.CRLDistributionPoints([distribution_point(url) for url in urls])
+
+
+def access(*urls: str) -> x509.AuthorityInformationAccess:
+    return x509.AuthorityInformationAccess(
+        [x509.AccessDescription(x509.ObjectIdentifier(OCSP), x509.UniformResourceIdentifier(url)) for url in urls]
+    )
 
 
 def leaf(
@@ -43,6 +55,8 @@ def leaf(
         x509.AuthorityKeyIdentifier: x509.AuthorityKeyIdentifier(BY.key_id, None, None),
         x509.SubjectKeyIdentifier: x509.SubjectKeyIdentifier(b"k" * 20),
         x509.SubjectAlternativeName: x509.SubjectAlternativeName([x509.DNSName("a.example")]),
+        x509.CRLDistributionPoints: points("http://ca.example/crl/test/7.crl"),
+        x509.AuthorityInformationAccess: access("http://ca.example/ocsp"),
         **(extensions or {}),
     }
     builder = (
@@ -119,6 +133,22 @@ def test_other_fields_are_found(fields: dict[str, Any], reason: str) -> None:
         (x509.KeyUsage(False, True, False, False, False, False, False, False, False), "key usages"),
         (x509.AuthorityKeyIdentifier(b"x" * 20, None, None), "another issuer's key"),
         (x509.OCSPNoCheck(), "has the extension"),
+        (points("http://ca.example/crl/test/6.crl"), "another CRL"),
+        (points("http://ca.example/crl/test.crl"), "another CRL"),
+        (points("http://ca.example/crl/test/7.crl", "http://b.example/7.crl"), "another CRL"),
+        (
+            x509.CRLDistributionPoints(
+                [
+                    x509.DistributionPoint(
+                        points("http://ca.example/crl/test/7.crl")[0].full_name, None, None, [x509.DNSName("b.example")]
+                    )
+                ]
+            ),
+            "another CRL",
+        ),
+        (x509.FreshestCRL([distribution_point("http://ca.example/crl/test/7-delta.crl")]), "another delta CRL"),
+        (access("http://b.example/ocsp"), "another OCSP responder"),
+        (access("http://ca.example/ocsp", "http://b.example/ocsp"), "another OCSP responder"),
         (x509.NameConstraints([x509.DNSName("a.example")], None), "has the extension"),
         (x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.56"), b"\x05\x00"), "has the extension"),
     ],
@@ -137,6 +167,8 @@ def test_other_extensions_are_found(extension: x509.ExtensionType, reason: str) 
         x509.AuthorityKeyIdentifier,
         x509.SubjectAlternativeName,
         x509.SubjectKeyIdentifier,
+        x509.CRLDistributionPoints,
+        x509.AuthorityInformationAccess,
     ],
 )
 def test_missing_extensions_are_found(kind: type[Any]) -> None:
@@ -207,3 +239,55 @@ def test_key_encipherment_only_for_rsa() -> None:
     both = x509.KeyUsage(True, False, True, False, False, False, False, False, False)
     with pytest.raises(LintError, match="key usages"):
         check(leaf(extensions={x509.ExtendedKeyUsage: server, x509.KeyUsage: both}), of=of)
+
+
+def test_a_certificate_without_pointers_has_none() -> None:
+    silent = request("dns:a.example", of=changed(profile(), ocsp=False, crl="none"))
+    check(leaf(extensions={x509.CRLDistributionPoints: None, x509.AuthorityInformationAccess: None}), of=silent)
+    with pytest.raises(LintError, match="another CRL"):
+        check(leaf(extensions={x509.AuthorityInformationAccess: None}), of=silent)
+    with pytest.raises(LintError, match="another OCSP responder"):
+        check(leaf(extensions={x509.CRLDistributionPoints: None}), of=silent)
+
+
+def test_a_delta_crl_is_named_where_there_is_one() -> None:
+    by = replace(BY, pointers=replace(BY.pointers, deltas=True))
+    with pytest.raises(LintError, match="another delta CRL"):
+        check(leaf(), by=by)
+    check(
+        leaf(
+            extensions={
+                x509.FreshestCRL: x509.FreshestCRL([distribution_point("http://ca.example/crl/test/7-delta.crl")])
+            }
+        ),
+        by=by,
+    )
+
+
+@pytest.mark.parametrize(
+    ("usages", "no_check", "reason"),
+    [
+        (("1.3.6.1.5.5.7.3.9",), False, "without being a responder's alone"),
+        (("1.3.6.1.5.5.7.3.9", "1.3.6.1.5.5.7.3.1"), True, "without being a responder's alone"),
+        (("1.3.6.1.5.5.7.3.1",), True, "without being a responder's alone"),
+    ],
+)
+def test_only_a_responder_signs_ocsp_responses(usages: tuple[str, ...], no_check: bool, reason: str) -> None:
+    of = changed(profile(), extended_key_usage=usages, ocsp_no_check=no_check, ocsp=False, crl="none")
+    extensions: dict[type[Any], Any] = {
+        x509.ExtendedKeyUsage: x509.ExtendedKeyUsage([x509.ObjectIdentifier(oid) for oid in usages]),
+        x509.CRLDistributionPoints: None,
+        x509.AuthorityInformationAccess: None,
+    }
+    if no_check:
+        extensions[x509.OCSPNoCheck] = x509.OCSPNoCheck()
+        extensions[x509.SubjectAlternativeName] = None
+    wanted = (
+        replace(request("dns:a.example", of=of), names=(), common_name="x")
+        if no_check
+        else request("dns:a.example", of=of)
+    )
+    if no_check:
+        wanted = replace(wanted, profile=changed(of, nameless=True))
+    with pytest.raises(LintError, match=reason):
+        check(leaf(extensions=extensions, subject=name("x") if no_check else name(None)), of=wanted)

@@ -58,8 +58,9 @@ def test_every_built_in_profile_passes_the_full_linter(name: str, kind: str, iss
     "fields",
     [
         {"subject": "common-name"},
-        {"no_rev_avail": True},
-        {"crl_urls": ("http://a.example/{issuer}.crl",), "ocsp_urls": ("http://a.example/ocsp",)},
+        {"no_rev_avail": True, "crl": "none", "ocsp": False},
+        {"crl": "none", "ocsp": False},
+        {"crl": "full"},
         {"aia_ca_issuers": False},
         {"extended_key_usage": ("1.3.6.1.5.5.7.3.4", "1.3.6.1.4.1.311.20.2.2")},
     ],
@@ -69,12 +70,32 @@ def test_profiles_with_other_extensions_pass_the_full_linter(fields: dict[str, A
     Linter().lint(build("dns:a.example", of=changed(profile(), **fields), by=by), by)
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:8080/issuers/x.cer", "http://ca:8080/x.cer", "http://[::1]:8080/x.cer"]
-)
-def test_pointers_to_hosts_of_all_kinds_pass(url: str) -> None:
-    by = dataclasses.replace(issuer(), ca_issuers_url=url)
+@pytest.mark.parametrize("base_url", ["http://127.0.0.1:8080", "http://ca:8080", "http://[::1]:8080"])
+@pytest.mark.parametrize("deltas", [False, True])
+def test_pointers_to_hosts_of_all_kinds_pass(base_url: str, deltas: bool) -> None:
+    by = issuer()
+    by = dataclasses.replace(by, pointers=dataclasses.replace(by.pointers, base_url=base_url, deltas=deltas))
     Linter().lint(build(by=by), by)
+
+
+def test_certificates_of_the_authority_itself_pass() -> None:
+    by = issuer()
+    of = changed(
+        profile(),
+        nameless=True,
+        ocsp_no_check=True,
+        extended_key_usage=("1.3.6.1.5.5.7.3.9",),
+        aia_ca_issuers=False,
+        ocsp=False,
+        crl="none",
+    )
+    wanted = dataclasses.replace(request(of=of), names=(), common_name="issuing-1 OCSP responder")
+    linter = Linter()
+    linted = linter.lint(build_template(wanted, by, serial=77, now=NOW), by)
+    der = linter.assemble(linted, by.sign(issuer_key("ec-p256"), linted.redeem()))
+    certificate = check_certificate(der, linted_tbs=linted.tbs, issuer=by, request=wanted, serial=77)
+    assert certificate.extensions.get_extension_for_class(x509.OCSPNoCheck)
+    assert b"issuing-1 OCSP responder" in linted.tbs
 
 
 def test_certificates_beyond_2049_pass() -> None:

@@ -38,8 +38,7 @@ def test_the_built_in_profiles() -> None:
     assert profiles["server"].extended_key_usage == ("1.3.6.1.5.5.7.3.1",)
     assert profiles["client"].extended_key_usage == ("1.3.6.1.5.5.7.3.2",)
     for profile in profiles.values():
-        # P9: what is not served is not advertised.
-        assert (profile.ocsp_urls, profile.crl_urls, profile.no_rev_avail) == ((), (), False)
+        assert (profile.ocsp, profile.crl, profile.no_rev_avail) == (True, "shard", False)
         assert profile.aia_ca_issuers
 
 
@@ -110,13 +109,11 @@ def test_the_digest_is_of_name_and_content(tmp_path: Path) -> None:
         ("san_types", "san_types = []", "san_types"),
         ("", "max_names = 0", "max_names"),
         ("", 'issuers = ["Bad Name"]', "issuers"),
-        ("", 'no_rev_avail = true\nocsp_urls = ["http://a.example/ocsp"]', "no_rev_avail excludes"),
-        ("", 'no_rev_avail = true\ncrl_urls = ["http://a.example/crl"]', "no_rev_avail excludes"),
-        ("", 'ocsp_urls = ["https://a.example/ocsp"]', "http://"),
-        ("", 'ocsp_urls = ["ocsp"]', "http://"),
-        ("", 'crl_urls = ["ldap://a.example/crl"]', "http://"),
-        ("", 'crl_urls = ["http://a.example/{shard}.crl"]', "placeholder"),
-        ("", 'crl_urls = ["http://a.example/a b.crl"]', "http://"),
+        ("", "no_rev_avail = true\nocsp = true", "no_rev_avail excludes"),
+        ("", 'no_rev_avail = true\ncrl = "full"', "no_rev_avail excludes"),
+        ("", 'crl = "http://a.example/crl"', "crl"),
+        ("", "nameless = true", "nameless"),
+        ("", "ocsp_no_check = true", "ocsp_no_check"),
     ],
 )
 def test_rules_are_kept_when_a_profile_is_loaded(tmp_path: Path, without: str, extra: str, reason: str) -> None:
@@ -145,9 +142,11 @@ def test_too_many_profiles(tmp_path: Path) -> None:
         load_profiles(tmp_path)
 
 
-def test_pointers_are_possible_for_who_serves_them(tmp_path: Path) -> None:
-    profile = load(tmp_path, 'ocsp_urls = ["http://a.example/ocsp"]\ncrl_urls = ["http://a.example/{issuer}.crl"]')
-    assert profile.crl_urls == ("http://a.example/{issuer}.crl",)
+def test_pointers_go_with_no_rev_avail_and_are_there_without(tmp_path: Path) -> None:
+    profile = load(tmp_path)
+    assert (profile.ocsp, profile.crl) == (True, "shard")
+    profile = load(tmp_path, "no_rev_avail = true")
+    assert (profile.ocsp, profile.crl, profile.no_rev_avail) == (False, "none", True)
 
 
 def test_names_that_do_not_fit(tmp_path: Path) -> None:

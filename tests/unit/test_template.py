@@ -1,3 +1,4 @@
+import dataclasses
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from fakes.issuing import NOW, YEAR, issuer, issuer_key, key, profile, request, spki
 from privyseal_ca.errors import ConfigurationError, NameRefusedError, ProfileRefusedError, UnsupportedNameError
+from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.template import (
     LATEST_START,
@@ -61,8 +63,10 @@ def test_a_leaf_is_as_rfc_5280_has_it() -> None:
     aki = extension(certificate, x509.AuthorityKeyIdentifier).value
     assert (aki.key_identifier, aki.authority_cert_issuer, aki.authority_cert_serial_number) == (by.key_id, None, None)
     access = extension(certificate, x509.AuthorityInformationAccess).value
-    assert [description.access_location.value for description in access] == [by.ca_issuers_url]
-    assert len(certificate.extensions) == 7
+    assert [description.access_location.value for description in access] == [by.pointers.ocsp, by.pointers.ca_issuers]
+    (point,) = extension(certificate, x509.CRLDistributionPoints).value
+    assert [name.value for name in point.full_name] == [by.pointers.crl(99 % 8)]
+    assert len(certificate.extensions) == 8
 
 
 def test_key_identifier_is_rfc_7093_method_1() -> None:
@@ -170,22 +174,37 @@ def test_common_names(texts: list[str], common_name: str | None) -> None:
     assert extension(certificate, x509.SubjectAlternativeName).critical is (common_name is None)
 
 
-def test_pointers_name_the_issuer() -> None:
-    of = changed(
-        profile(),
-        ocsp_urls=("http://a.example/ocsp",),
-        crl_urls=("http://a.example/{issuer}.crl",),
-        aia_ca_issuers=False,
+@pytest.mark.parametrize(
+    ("crl", "deltas", "lists", "fresh"),
+    [
+        ("none", True, None, None),
+        ("full", True, "http://ca.example/crl/test.crl", None),
+        ("shard", False, "http://ca.example/crl/test/3.crl", None),
+        ("shard", True, "http://ca.example/crl/test/3.crl", "http://ca.example/crl/test/3-delta.crl"),
+    ],
+)
+def test_pointers_to_crls(crl: str, deltas: bool, lists: str | None, fresh: str | None) -> None:
+    by = issuer()
+    by = dataclasses.replace(by, pointers=dataclasses.replace(by.pointers, deltas=deltas))
+    template = build(request(of=changed(profile(), crl=crl)), by)
+    assert template.serial == 99
+    assert template.crl_shard == (3 if crl == "shard" else None)
+    found = {found.oid.dotted_string: found.value for found in signed(template).extensions}
+    for oid, url in (("2.5.29.31", lists), ("2.5.29.46", fresh)):
+        assert ([point.full_name[0].value for point in found[oid]] if oid in found else None) == (url and [url])
+
+
+def test_pointers_to_ocsp_and_the_issuer_are_chosen_alone() -> None:
+    only_ocsp = extension(
+        signed(build(request(of=changed(profile(), aia_ca_issuers=False)))), x509.AuthorityInformationAccess
     )
-    certificate = signed(build(request(of=of)))
-    (access,) = extension(certificate, x509.AuthorityInformationAccess).value
-    assert access.access_location.value == "http://a.example/ocsp"
-    (point,) = extension(certificate, x509.CRLDistributionPoints).value
-    assert [name.value for name in point.full_name] == ["http://a.example/test.crl"]
+    assert [each.access_location.value for each in only_ocsp.value] == ["http://ca.example/ocsp"]
+    only_issuer = extension(signed(build(request(of=changed(profile(), ocsp=False)))), x509.AuthorityInformationAccess)
+    assert [each.access_location.value for each in only_issuer.value] == ["http://ca.example/issuers/test.cer"]
 
 
 def test_no_rev_avail_is_null_and_not_critical() -> None:
-    certificate = signed(build(request(of=changed(profile(), no_rev_avail=True))))
+    certificate = signed(build(request(of=changed(profile(), no_rev_avail=True, ocsp=False, crl="none"))))
     found = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier("2.5.29.56"))
     assert (found.critical, found.value.public_bytes()) == (False, b"\x05\x00")
 
@@ -255,7 +274,7 @@ def test_the_issuer_signs_with_the_algorithm_of_its_key(kind: str) -> None:
 def test_only_a_ca_certificate_makes_an_issuer() -> None:
     leaf = signed(build(request()))
     with pytest.raises(ConfigurationError, match="does not let it issue"):
-        IssuerIdentity.from_certificate(leaf, name="x", ca_issuers_url="http://a.example/x")
+        IssuerIdentity.from_certificate(leaf, name="x", pointers=Pointers("http://a.example", "x"))
     private_key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
     bare = (
@@ -269,10 +288,4 @@ def test_only_a_ca_certificate_makes_an_issuer() -> None:
         .sign(private_key, signature_hash(private_key.public_key()))
     )
     with pytest.raises(ConfigurationError, match="cannot be used"):
-        IssuerIdentity.from_certificate(bare, name="x", ca_issuers_url="http://a.example/x")
-
-
-@pytest.mark.parametrize("url", ["", "ca.example/x", "http://user@ca.example/x", "http://ca.example/a b"])
-def test_the_url_of_an_issuer_is_checked(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be used"):
-        IssuerIdentity.from_certificate(issuer().certificate, name="x", ca_issuers_url=url)
+        IssuerIdentity.from_certificate(bare, name="x", pointers=Pointers("http://a.example", "x"))

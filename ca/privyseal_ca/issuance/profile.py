@@ -11,7 +11,7 @@ from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -82,16 +82,26 @@ class ProfileDocument(BaseModel):
     )
     aia_ca_issuers: bool = Field(True, description="Whether certificates say where their issuer's certificate is.")
     ocsp: bool = Field(
-        False, description="Whether certificates name the OCSP responder, and responses are kept ready for them."
+        True,
+        description="Whether certificates name the OCSP responder, and responses are kept ready for them. `false` with "
+        "`no_rev_avail`.",
     )
     crl: CrlPointer = Field(
-        "none",
+        "shard",
         description="The CRL that certificates name: `shard`, one of the parts of their issuer's list; `full`, all of it; "
-        "or `none`.",
+        "or `none`, as with `no_rev_avail`.",
     )
     no_rev_avail: bool = Field(
         False, description="Whether certificates say that revocation information is never published (RFC 9608)."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_pointers(cls, document: Any) -> Any:
+        """What says that there is no revocation information names none unless it says so (RFC 9608 section 4)."""
+        if isinstance(document, dict) and document.get("no_rev_avail") is True:
+            return {"ocsp": False, "crl": "none", **document}
+        return document
 
     @model_validator(mode="after")
     def _consistent(self) -> "ProfileDocument":
