@@ -97,11 +97,21 @@ def test_prehashed() -> None:
     for data, hash_ in ((octets[:-1], hashes.SHA256()), (octets, hashes.SHA384())):
         with pytest.raises(SignerError, match="digest"):
             key.sign(data, ec.ECDSA(Prehashed(hash_)))
-    with pytest.raises(SignerError, match="hashes for itself"):
-        facade(RSA, rsa_token).sign(octets, padding.PKCS1v15(), Prehashed(hashes.SHA256()))
 
 
-@pytest.mark.parametrize("hash_", [SHA1, MD5, hashes.SHA224(), hashes.SHA512_224()])
+@pytest.mark.parametrize("hash_", [hashes.SHA256(), hashes.SHA384(), hashes.SHA512()])
+def test_prehashed_with_rsa_names_the_hash(hash_: hashes.HashAlgorithm) -> None:
+    digest = hashes.Hash(hash_)
+    digest.update(b"message")
+    octets = digest.finalize()
+    key = facade(RSA, rsa_token)
+    for scheme in (padding.PKCS1v15(), padding.PSS(padding.MGF1(hash_), hash_.digest_size)):
+        RSA.public_key().verify(key.sign(octets, scheme, Prehashed(hash_)), b"message", scheme, hash_)
+    with pytest.raises(SignerError, match="digest"):
+        key.sign(octets[:-1], padding.PKCS1v15(), Prehashed(hash_))
+
+
+@pytest.mark.parametrize("hash_", [SHA1, MD5, hashes.SHA224(), hashes.SHA512_224(), hashes.SHA3_256()])
 def test_weak_hashes_are_refused(hash_: hashes.HashAlgorithm) -> None:
     def never(*_: object) -> bytes:
         raise AssertionError("the token was asked")
@@ -110,6 +120,7 @@ def test_weak_hashes_are_refused(hash_: hashes.HashAlgorithm) -> None:
         lambda: facade(P256, never).sign(b"", ec.ECDSA(hash_)),
         lambda: facade(RSA, never).sign(b"", padding.PKCS1v15(), hash_),
         lambda: facade(P256, never).sign(b"\0" * hash_.digest_size, ec.ECDSA(Prehashed(hash_))),
+        lambda: facade(RSA, never).sign(b"\0" * hash_.digest_size, padding.PKCS1v15(), Prehashed(hash_)),
     ]
     for call in attempts:
         with pytest.raises(SignerError):

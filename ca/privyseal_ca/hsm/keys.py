@@ -134,14 +134,12 @@ class TokenRsaKey(_Unreadable, rsa.RSAPrivateKey):
         Raises:
             SignerError: a padding or hash that is not offered; or as ``SigningKey.run``.
         """
-        if isinstance(algorithm, Prehashed):
-            # A DigestInfo names its hash, and Prehashed does not tell which one it was.
-            raise _unsupported("an RSA key hashes for itself")
         digest = _digest(data, algorithm)
+        hash_ = _hash_of(algorithm)
         if _is_pkcs1(padding):
-            return self._sign(Scheme.RSA_PKCS1, _DIGEST_INFO[algorithm.name] + digest)
-        _check_pss(padding, algorithm)
-        return self._sign(_PSS[algorithm.name], digest)
+            return self._sign(Scheme.RSA_PKCS1, _DIGEST_INFO[hash_.name] + digest)
+        _check_pss(padding, hash_)
+        return self._sign(_PSS[hash_.name], digest)
 
 
 class TokenEd25519Key(_Unreadable, ed25519.Ed25519PrivateKey):
@@ -169,18 +167,23 @@ def private_key(public_key: PublicKey, sign: Sign) -> PrivateKey:
     return TokenEd25519Key(public_key, sign)
 
 
+def _hash_of(algorithm: Any) -> hashes.HashAlgorithm:
+    """The hash itself, where ``algorithm`` may say that it was done before."""
+    # cryptography offers no other way to read which hash a digest is of, and a DigestInfo names it.
+    hash_: hashes.HashAlgorithm = algorithm._algorithm if isinstance(algorithm, Prehashed) else algorithm  # noqa: SLF001
+    return hash_
+
+
 def _digest(data: Any, algorithm: Any) -> bytes:
+    if not isinstance(_hash_of(algorithm), _HASHES):
+        raise _unsupported("only SHA-256, SHA-384 and SHA-512 are signed")
     if isinstance(algorithm, Prehashed):
-        if algorithm.digest_size not in {kind.digest_size for kind in _HASHES}:
-            raise _unsupported("hashes weaker than SHA-256 are not signed")
         if len(data) != algorithm.digest_size:
             raise SignerError(
                 f"A digest of {len(data)} bytes was given as one of {algorithm.digest_size}.",
                 hint="Hash with the algorithm that Prehashed names.",
             )
         return bytes(data)
-    if not isinstance(algorithm, _HASHES):
-        raise _unsupported("only SHA-256, SHA-384 and SHA-512 are signed")
     digest = hashes.Hash(algorithm)
     digest.update(data)
     return digest.finalize()
