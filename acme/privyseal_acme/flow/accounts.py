@@ -22,6 +22,7 @@ from privyseal_ca.errors import KeyRefusedError, NameRefusedError, SignerMisconf
 from privyseal_ca.identifiers import parse_email
 from privyseal_ca.ledger.entries import Kind, Payload, encode_entry
 from privyseal_ca.ledger.log import append
+from privyseal_ca.store.certificates import blocked_key_reason
 from privyseal_ca.store.statement import Transaction
 
 _MAC_ALGORITHMS = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
@@ -174,6 +175,7 @@ class AccountFlow:
             correlation,
             {"from_thumbprint": account.thumbprint, "to_thumbprint": key.thumbprint},
         )
+        _refuse_blocked(transaction, key.spki_sha256)
         return _require(accounts.find_account(transaction, account.id))
 
     async def _deactivate(self, account: AccountRow, correlation: str) -> AccountRow:
@@ -213,6 +215,7 @@ class AccountFlow:
                 "thumbprint": row.thumbprint,
             },
         )
+        _refuse_blocked(transaction, row.spki_sha256)
 
     def _record(self, transaction: Transaction, kind: Kind, actor: str, correlation: str, payload: Payload) -> None:
         now = self._context.clock.now()
@@ -292,6 +295,12 @@ class AccountFlow:
         if not hmac.compare_digest(mac, jws.signature):
             raise refused
         return _Binding(row, encoded.decode())
+
+
+def _refuse_blocked(transaction: Transaction, spki_sha256: bytes) -> None:
+    """Looked at after the entry was appended: until the commit nobody else can block a key unseen."""
+    if (reason := blocked_key_reason(transaction, spki_sha256)) is not None:
+        raise Problem("badPublicKey", f"The key is blocked ({reason}). Make a new key.")
 
 
 def _load_bound_key(payload: bytes) -> AccountKey:

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 from cryptography import x509
 
+from privyseal_acme.flow.blocked import end_accounts_of_key
 from privyseal_acme.flow.context import Context
 from privyseal_acme.protocol.ari import parse_certificate_id
 from privyseal_acme.protocol.encoding import decode
@@ -17,7 +18,7 @@ from privyseal_acme.store.accounts import AccountRow
 from privyseal_ca.clock import rfc3339
 from privyseal_ca.issuance.issuers import chain_pem
 from privyseal_ca.issuance.record import serial_text
-from privyseal_ca.revocation.revoke import KEY_COMPROMISE, SUBSCRIBER_REASONS, revoke_certificate
+from privyseal_ca.revocation.revoke import KEY_COMPROMISE, SUBSCRIBER_REASONS, revoke_with_key
 from privyseal_ca.store.certificates import (
     CertificateRow,
     find_certificate,
@@ -65,12 +66,15 @@ class CertificateFlow:
     async def revoke(
         self, message: RevokeCert, *, account: AccountRow | None, key: AccountKey | None, correlation: str
     ) -> None:
-        """revokeCert by the account that it was issued to, by one that holds all its names, or by its key (section 7.6)."""
+        """revokeCert by the account that it was issued to, by one that holds all its names, or by its key (section 7.6).
+
+        keyCompromise takes the key's other certificates along, and an account that signs with the same key.
+        """
         context = self._context
         certificate, der = _parse_certificate(message.certificate)
         now = context.clock.now()
 
-        def unit(transaction: Transaction) -> None:
+        def unit(transaction: Transaction) -> int:
             row = find_certificate(transaction, serial_text(certificate.serial_number))
             if row is None or row.der != der:
                 raise malformed("The certificate was not issued here.", status=404)
@@ -82,7 +86,7 @@ class CertificateFlow:
                 _check_holds_names(transaction, account, row, int(now))
                 # keyCompromise blocks the key, which is not theirs to say who hold the names only.
                 reasons -= {KEY_COMPROMISE}
-            revoke_certificate(
+            rows = revoke_with_key(
                 transaction,
                 row,
                 reason=message.reason,
@@ -91,9 +95,11 @@ class CertificateFlow:
                 correlation=correlation,
                 now=now,
             )
+            if message.reason == KEY_COMPROMISE:
+                end_accounts_of_key(transaction, row.spki_sha256, correlation=correlation, now=now)
+            return len(rows)
 
-        await context.store.write(unit)
-        context.metrics.revoked.inc()
+        context.metrics.revoked.inc(await context.store.write(unit))
 
     async def renewal_info(self, certificate_id: str) -> tuple[dict[str, Any], int]:
         """When to renew (RFC 9773 section 4.2), and how many seconds until asking again.
