@@ -1,21 +1,30 @@
-"""Whether the service can do its work, for whoever sends it requests (promise P7)."""
+"""Whether a service can do its work, for whoever sends it requests (promise P7)."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from privyseal_acme.flow.context import Context
+from privyseal_ca.clock import Clock, rfc3339
 from privyseal_ca.errors import PrivySealError
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.ledger.log import lock_head
+from privyseal_ca.revocation.published import CrlSource, PublishedCrl, scope_name
 from privyseal_ca.web.status import Readiness
+from privyseal_ca.web.watcher import Watcher
 
 #: How long the check waits for the database.
 _READY_SECONDS: Final = 2.0
 
+Check = Callable[[], Awaitable[Readiness]]
 
-def readiness_check(context: Context, hsm: Hsm) -> Callable[[], Awaitable[Readiness]]:
-    """A check whether token, database and ledger can be used (promise P7), whose result the metrics show too."""
+
+def readiness_check(context: Context, hsm: Hsm, status: Callable[[], str]) -> Check:
+    """A check whether token, database and ledger can be used (promise P7), whose result the metrics show too.
+
+    ``status`` gives the reason why revocation cannot be relied upon, such as :func:`status_reason`. It is shown as the part
+    ``status`` and does not count: a public URL that cannot be reached is no reason to send ACME clients away.
+    """
     store, issuers = context.store, context.authority.issuers
 
     async def check() -> Readiness:
@@ -36,15 +45,39 @@ def readiness_check(context: Context, hsm: Hsm) -> Callable[[], Awaitable[Readin
             database, ledger = error.message, "not reachable"
         except TimeoutError:
             database, ledger = "the database does not answer", "not reachable"
-        state = Readiness({"token": key, "database": database, "ledger": ledger})
-        for part, reason in state.parts.items():
+        parts = {"token": key, "database": database, "ledger": ledger, "status": status()}
+        for part, reason in parts.items():
             context.metrics.ready.labels(part).set(0 if reason else 1)
-        return state
+        return Readiness(parts, advisory=frozenset({"status"}))
 
     return _one_at_a_time(check)
 
 
-def _one_at_a_time(check: Callable[[], Awaitable[Readiness]]) -> Callable[[], Awaitable[Readiness]]:
+def status_reason(crls: CrlSource, clock: Clock, watcher: Watcher | None, *, issuers: Iterable[str] = ()) -> str:
+    """Why relying parties cannot rely on what is served; empty when they can.
+
+    A CRL is past its nextUpdate, one of ``issuers`` (ids) has no full CRL, there is none at all, or ``watcher`` says so. A
+    server that only answers for revocation gives none: who balances load by readiness would keep every server away from the
+    public URL because that URL does not answer.
+    """
+    for issuer_id in issuers:
+        if crls.find(issuer_id, None, delta=False) is None:
+            return f"there is no CRL of issuer {issuer_id}"
+    now, known = clock.now(), False
+    for crl in crls.published():
+        known = True
+        if crl.next_update <= now:
+            return f"the CRL {_described(crl)} is out of date since {rfc3339(crl.next_update)}"
+    if not known:
+        return "there is no CRL"
+    return watcher.reason() if watcher is not None else ""
+
+
+def _described(crl: PublishedCrl) -> str:
+    return f"{scope_name(crl.shard)}{' delta' if crl.delta else ''} of issuer {crl.issuer_id}"
+
+
+def _one_at_a_time(check: Check) -> Check:
     """``check``, made once for all who ask while it is under way: however many ask, the token's queue holds one probe (P12)."""
     current: asyncio.Future[Readiness] | None = None
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics with few labels, never a name or a serial (DESIGN section 8). ``docs/metrics.md`` lists them."""
+"""Prometheus metrics with few labels, never a certificate's name or serial (DESIGN section 8). ``docs/metrics.md`` lists them."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -112,19 +112,19 @@ class Metrics:
         )
         self.served_age = Gauge(
             "privyseal_served_age_seconds",
-            "Age of the CRL or OCSP response that is served, since its thisUpdate.",
+            "Age of the oldest that is served, since its thisUpdate: crl, delta, ocsp.",
             ("issuer", "what"),
             registry=self.registry,
         )
         self.served_remaining = Gauge(
             "privyseal_served_remaining_seconds",
-            "Seconds until the nextUpdate of the CRL or OCSP response that is served.",
+            "Seconds until the next nextUpdate of what is served: crl, delta, ocsp.",
             ("issuer", "what"),
             registry=self.registry,
         )
         self.revocation_visible = Gauge(
             "privyseal_revocation_visible_seconds",
-            "Seconds from the last canary's revocation until it was seen in CRL and OCSP.",
+            "Seconds from the last canary's revocation until it was seen: crl, ocsp.",
             ("issuer", "what"),
             registry=self.registry,
         )
