@@ -3,13 +3,13 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
+from privyseal_acme.background import in_background, repeat
 from privyseal_acme.flow.accounts import AccountFlow
 from privyseal_acme.flow.authorizations import AuthorizationFlow
 from privyseal_acme.flow.certificates import CertificateFlow
@@ -29,6 +29,7 @@ from privyseal_acme.opening import (
     rate_limits,
 )
 from privyseal_acme.protocol.urls import Urls, new_id
+from privyseal_acme.publication import Publication, open_publication
 from privyseal_acme.readiness import readiness_check
 from privyseal_acme.server_tls import ServerTls
 from privyseal_acme.store.nonces import Nonces
@@ -86,6 +87,7 @@ class Service:
     context: Context
     desk: IssuanceDesk
     validations: ValidationQueue
+    publication: Publication
     tls: ServerTls
     #: Set when another service has claimed the database: this one must stop.
     lost: asyncio.Event
@@ -110,18 +112,6 @@ async def _record_end(context: Context) -> None:
         await _record(context, Kind.SERVICE_STOPPED, {})
     except StoreError as error:
         _log.warning("the end of the service is not in the ledger", error=str(error))
-
-
-async def _repeat(seconds: float, what: str, work: Callable[[], Awaitable[object]]) -> None:
-    """Do ``work`` every ``seconds``, for ever; a failure is logged and the next turn tries again."""
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            await work()
-        except PrivySealError as error:
-            _log.warning("background work failed", work=what, error=str(error))
-        except Exception:  # noqa: BLE001 (nobody waits for this task: what is to happen again must not end unnoticed)
-            _log.exception("background work failed", work=what)
 
 
 @dataclass(frozen=True)
@@ -220,34 +210,43 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         )
         await tls.renew()
 
-        readiness = readiness_check(context, foundation.hsm)
         anchors = await load_anchors(context.store, settings.home)
-        http = Listener(
-            status_app(anchors, context.metrics, readiness), *parse_listener(settings.server.http), grace=grace
+        publication = await open_publication(context, foundation.hsm, anchors, stack)
+        await publication.begin()
+        readiness = readiness_check(context, foundation.hsm, publication.reason)
+        status = status_app(
+            anchors,
+            context.metrics,
+            readiness,
+            crls=publication.crls,
+            ocsp=publication.ocsp,
+            max_age=settings.status.max_age,
+            clock=context.clock,
         )
+        http = Listener(status, *parse_listener(settings.server.http), grace=grace)
         https = Listener(
             acme_app(context, routes, nonces), *parse_listener(settings.server.https), grace=grace, tls=tls.context
         )
         await validations.resume()
         lost = asyncio.Event()
-        background = [
-            asyncio.create_task(work)
-            for work in (
+        in_background(
+            stack,
+            [
                 desk.run(),
                 _keep(foundation.lock, lost),
-                _repeat(_TLS_SECONDS, "server certificate", tls.renew_if_due),
-                _repeat(_PROBE_SECONDS, "token probe", foundation.hsm.probe),
-                _repeat(_READY_SECONDS, "readiness", readiness),
-                _repeat(_RESUME_SECONDS, "validations", validations.resume),
-                _repeat(_SWEEP_SECONDS, "nonce sweep", nonces.sweep),
-                _repeat(_SWEEP_SECONDS, "closing of intents", context.authority.close_intents),
-            )
-        ]
-        stack.push_async_callback(_stop, background)
+                repeat(_TLS_SECONDS, "server certificate", tls.renew_if_due),
+                repeat(_PROBE_SECONDS, "token probe", foundation.hsm.probe),
+                repeat(_READY_SECONDS, "readiness", readiness),
+                repeat(_RESUME_SECONDS, "validations", validations.resume),
+                repeat(_SWEEP_SECONDS, "nonce sweep", nonces.sweep),
+                repeat(_SWEEP_SECONDS, "closing of intents", context.authority.close_intents),
+                *publication.background(),
+            ],
+        )
         await stack.enter_async_context(https)
         # Last: a readiness probe that is answered finds everything else answering.
         await stack.enter_async_context(http)
-        yield Service(context, desk, validations, tls, lost, https.port, http.port)
+        yield Service(context, desk, validations, publication, tls, lost, https.port, http.port)
 
 
 async def _started(context: Context) -> Payload:
@@ -274,9 +273,3 @@ async def _keep(lock: ServiceLock, lost: asyncio.Event) -> None:
             lost.set()
         except PrivySealError as error:
             _log.warning("the claim on the database cannot be checked", error=str(error))
-
-
-async def _stop(tasks: Sequence["asyncio.Task[Any]"]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

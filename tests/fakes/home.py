@@ -40,9 +40,10 @@ MakeSettings = Callable[..., Settings]
 _OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "validation": {"attempts": 1, "retry_delay": 0, "timeout": 5},
     "server": {"shutdown_grace": 5},
-    # Nothing happens by itself while a test compares what was with what is; who wants it asks for it.
-    "status": {"interval": 60, "watch_interval": 3600},
+    "status": {"watch_interval": 3600},
 }
+#: Nothing is published by itself while a test compares what was with what is; whoever wants it sets an interval.
+_NEVER = 1e6
 _numbers = itertools.count(1)
 
 
@@ -97,7 +98,11 @@ def settings_factory(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
         for layer in (_OVERRIDES, own, sections):
             for name, section in layer.items():
                 merged[name] = {**merged.get(name, {}), **section}
-        return Settings(**merged).model_copy(update={"home": home})
+        settings = Settings(**merged)
+        status = settings.status
+        if "interval" not in sections.get("status", {}):
+            status = status.model_copy(update={"interval": _NEVER})
+        return settings.model_copy(update={"home": home, "status": status})
 
     return make
 

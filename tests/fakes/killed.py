@@ -160,7 +160,11 @@ async def _serve(document: dict[str, Any], killer: _Killer) -> None:
     from privyseal_ca.store.engine import Store  # noqa: PLC0415
 
     home = Path(document.pop("home"))
-    settings = Settings(**document).model_copy(update={"home": home})
+    # Longer than an operator may set it: see fakes.home.
+    interval = document["status"].pop("interval")
+    checked = Settings(**document)
+    status = checked.status.model_copy(update={"interval": interval})
+    settings = checked.model_copy(update={"home": home, "status": status})
     wrapped: Any = authority.Authority
     wrapped.issue = killer.issuing(wrapped.issue)
     wrapped._begin = killer.unit("intent", wrapped._begin)

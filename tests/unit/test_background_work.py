@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from privyseal_acme import service
-from privyseal_acme.service import _keep, _repeat
+from privyseal_acme.background import repeat
+from privyseal_acme.service import _keep
 from privyseal_ca.errors import ServiceLockLostError, SignerUnavailableError, StoreUnavailableError
 
 
@@ -22,7 +23,7 @@ async def test_work_goes_on_after_a_failure(failure: Exception) -> None:
         if next(outcomes, None) is None:
             enough.set()
 
-    task = asyncio.create_task(_repeat(0, "work", work))
+    task = asyncio.create_task(repeat(0, "work", work))
     try:
         await asyncio.wait_for(enough.wait(), 10)
         assert not task.done()
@@ -37,7 +38,7 @@ async def test_it_ends_when_it_is_cancelled() -> None:
         begun.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(_repeat(0, "work", work))
+    task = asyncio.create_task(repeat(0, "work", work))
     await asyncio.wait_for(begun.wait(), 10)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

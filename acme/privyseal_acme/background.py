@@ -1,0 +1,36 @@
+"""Work that is done again and again for as long as a service runs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import structlog
+
+from privyseal_ca.errors import PrivySealError
+
+_log = structlog.get_logger("service")
+
+
+async def repeat(seconds: float, what: str, work: Callable[[], Awaitable[object]]) -> None:
+    """Do ``work`` every ``seconds``, for ever; a failure is logged and the next turn tries again."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except PrivySealError as error:
+            _log.warning("background work failed", work=what, error=str(error))
+        except Exception:  # noqa: BLE001 (nobody waits for this task: what is to happen again must not end unnoticed)
+            _log.exception("background work failed", work=what)
+
+
+def in_background(stack: AsyncExitStack, works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Have ``works`` done until ``stack`` is left."""
+    tasks = [asyncio.create_task(work) for work in works]
+
+    async def stop() -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    stack.push_async_callback(stop)

@@ -1,0 +1,202 @@
+"""What the service publishes about revocation, and the work behind it: responders, CRLs, OCSP, canaries, the watcher."""
+
+from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import structlog
+
+from privyseal_acme.background import repeat
+from privyseal_acme.flow.blocked import BlockedAccounts
+from privyseal_acme.flow.context import Context
+from privyseal_acme.protocol.urls import new_id
+from privyseal_acme.readiness import status_reason
+from privyseal_ca.ceremony.responders import responder_keys
+from privyseal_ca.errors import PrivySealError
+from privyseal_ca.hsm.pkcs11 import Hsm
+from privyseal_ca.hsm.signer import SigningKey
+from privyseal_ca.ledger.entries import SERVICE_ACTOR
+from privyseal_ca.revocation.canary import Canaries
+from privyseal_ca.revocation.compromise import CompromisedKeys
+from privyseal_ca.revocation.ocsp import StoredOcsp
+from privyseal_ca.revocation.ocsp_ready import ReadyResponses
+from privyseal_ca.revocation.published import Watched
+from privyseal_ca.revocation.publisher import CrlPublisher
+from privyseal_ca.revocation.responders import Responders
+from privyseal_ca.revocation.stored_crls import StoredCrls
+from privyseal_ca.web.status import Anchors
+from privyseal_ca.web.watcher import Watcher
+
+_log = structlog.get_logger("service")
+
+#: How often certificates that the authority issues to itself are looked at, and what compromised keys still have.
+_RENEWAL_SECONDS = 60.0
+#: How often accounts are looked for whose key an operator has blocked.
+_BLOCKED_SECONDS = 5.0
+#: How many rounds of responses are made before revocations are looked for again.
+_TURNS = 8
+
+
+@dataclass(frozen=True)
+class Publication:
+    """The parts, and what is to be done with them for as long as the service runs."""
+
+    interval: float
+    crls: StoredCrls
+    ocsp: StoredOcsp
+    publisher: CrlPublisher
+    responders: Responders
+    ready: ReadyResponses
+    canaries: Canaries
+    compromised_keys: CompromisedKeys
+    blocked_accounts: BlockedAccounts
+    watcher: Watcher
+    context: Context
+
+    async def begin(self) -> None:
+        """Publish for the first time, so that what is answered once the service is ready is true.
+
+        What a token or the database does not do now is done in the background.
+        """
+        for work in (
+            self.compromised_keys.sweep,
+            self.blocked_accounts.sweep,
+            self.renew,
+            partial(self.publish, full=False),
+            partial(self.publish, full=True),
+            self.prepare,
+        ):
+            try:
+                await work()
+            except PrivySealError as error:
+                _log.warning("publication begins later", error=str(error))
+
+    async def renew(self) -> None:
+        """Certificates of responders and canaries that are due."""
+        await self.responders.renew_due()
+        await self.canaries.renew_due()
+
+    async def prepare(self) -> None:
+        """Look for revocations, and make the OCSP responses that are due."""
+        await self.ocsp.follow()
+        for _ in range(_TURNS):
+            if not await self.ready.prepare_due():
+                return
+
+    async def publish(self, *, full: bool) -> None:
+        """The CRLs that are due: those of all of an issuer, or the parts."""
+        await self.publisher.publish_due(shards=not full, full=full)
+        await self.crls.refresh()
+
+    def reason(self) -> str:
+        """Why revocation cannot be relied upon; empty when it can."""
+        issuers = [issuer.id for issuer in self.context.authority.issuers]
+        return status_reason(self.crls, self.context.clock, self.watcher, issuers=issuers)
+
+    def background(self) -> list[Coroutine[Any, Any, None]]:
+        """What goes on for as long as the service runs."""
+        return [
+            repeat(self.interval, "OCSP", self.prepare),
+            # A full CRL may be long: the parts do not wait for it.
+            repeat(self.interval, "parts of CRLs", partial(self.publish, full=False)),
+            repeat(self.interval, "full CRLs", partial(self.publish, full=True)),
+            repeat(_RENEWAL_SECONDS, "responders and canaries", self.renew),
+            repeat(_RENEWAL_SECONDS, "compromised keys", self.compromised_keys.sweep),
+            repeat(_BLOCKED_SECONDS, "accounts of compromised keys", self.blocked_accounts.sweep),
+            self.watcher.run(),
+        ]
+
+
+async def open_publication(context: Context, hsm: Hsm, anchors: Anchors, stack: AsyncExitStack) -> Publication:
+    """Everything that publishes, opened; the keys of responders are made where there are none.
+
+    Raises:
+        PrivySealError: the token or the database cannot be used as they are.
+    """
+    settings, store, clock, metrics = context.settings, context.store, context.clock, context.metrics
+    answering = context.authority.issuers.answering
+    keys = await _open_keys(context, hsm)
+    responders = Responders(
+        store=store,
+        authority=context.authority,
+        issuers=answering,
+        keys=keys,
+        settings=settings.status,
+        clock=clock,
+        random_bytes=context.random_bytes,
+        metrics=metrics,
+    )
+    ocsp = StoredOcsp(
+        store=store,
+        issuers={issuer.id: issuer.identity.certificate for issuer in answering},
+        clock=clock,
+        settings=settings.status,
+        metrics=metrics,
+        responders=responders,
+    )
+    stack.push_async_callback(ocsp.close)
+    publisher = CrlPublisher(store=store, issuers=answering, settings=settings.status, clock=clock, metrics=metrics)
+    await publisher.reserve()
+    crls = StoredCrls(store)
+    canaries = Canaries(
+        store=store,
+        authority=context.authority,
+        issuers=context.authority.issuers,
+        settings=settings.status,
+        clock=clock,
+        random_bytes=context.random_bytes,
+    )
+    return Publication(
+        interval=settings.status.interval,
+        crls=crls,
+        ocsp=ocsp,
+        publisher=publisher,
+        responders=responders,
+        ready=ReadyResponses(
+            store=store,
+            responders=responders,
+            clock=clock,
+            settings=settings.status,
+            metrics=metrics,
+            announce=ocsp.announce,
+        ),
+        canaries=canaries,
+        compromised_keys=CompromisedKeys(store, clock, metrics),
+        blocked_accounts=BlockedAccounts(store, clock, context.random_bytes),
+        watcher=Watcher(
+            expected=partial(_watched, context, anchors, crls, canaries),
+            base_url=settings.server.public_http,
+            settings=settings.status,
+            clock=clock,
+            metrics=metrics,
+            names={issuer.id: issuer.identity.name for issuer in answering},
+        ),
+        context=context,
+    )
+
+
+async def _watched(context: Context, anchors: Anchors, crls: StoredCrls, canaries: Canaries) -> Watched:
+    """What is to be found at the public URLs."""
+    published = tuple(crls.published())
+    answering = {issuer.id for issuer in context.authority.issuers.answering} | {crl.issuer_id for crl in published}
+    return Watched(
+        issuers={issuer_id: der for issuer_id, (der, _) in anchors.issuers.items() if issuer_id in answering},
+        crls=published,
+        canaries=await canaries.current(),
+    )
+
+
+async def _open_keys(context: Context, hsm: Hsm) -> Mapping[str, SigningKey]:
+    """The responders' keys, by the id of their issuer; those of issuers whose own keys can be used."""
+    uris = await responder_keys(
+        context.store,
+        hsm,
+        context.clock,
+        context.random_bytes,
+        actor=SERVICE_ACTOR,
+        correlation=new_id(context.random_bytes(16)),
+    )
+    answering = [issuer.id for issuer in context.authority.issuers.answering]
+    return {issuer_id: await hsm.open_signing_key(uris[issuer_id]) for issuer_id in answering if issuer_id in uris}
