@@ -12,10 +12,11 @@ from pathlib import Path
 
 from cryptography import x509
 
-from privyseal_ca.ceremony.certificates import fingerprint
+from privyseal_ca.ceremony.certificates import fingerprint, subject_key_identifier
 from privyseal_ca.ceremony.files import is_private
 from privyseal_ca.ceremony.initialise import ROOT_PIN, ceremony_state, make_hsm, make_store, pin_reader
 from privyseal_ca.ceremony.keys import WRAPPING_KEY_FACT, attested_spki_sha256
+from privyseal_ca.ceremony.roots import roots
 from privyseal_ca.ceremony.transcript import FINISHED
 from privyseal_ca.clock import Clock, rfc3339
 from privyseal_ca.config import ROOTS_FILE, Settings, parse_listener
@@ -28,12 +29,16 @@ from privyseal_ca.issuance.profile import load_profiles
 from privyseal_ca.ledger.audit_tables import end_of_ledger
 from privyseal_ca.ledger.entries import decode_entry
 from privyseal_ca.ledger.log import entries
+from privyseal_ca.revocation.published import FULL
 from privyseal_ca.store.backends import Backend, backend_for
+from privyseal_ca.store.crls import CrlRow, all_crls
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import IssuerRow, all_issuers, chains, find_fact
 from privyseal_ca.store.migrate import schema_is_current
+from privyseal_ca.store.ocsp import ResponderRow, all_responders
 
 _SOON = 90 * 86400
+_ROOT_CRL_SOON = 60 * 86400
 _CLOCK_TOLERANCE = 60
 _HTTP_TIMEOUT = 2.0
 _MAX_ANSWER = 1 << 20
@@ -96,6 +101,8 @@ class Doctor:
             for issuer in issuers:
                 pems = await store.read(partial(chains, issuer_id=issuer.id))
                 yield self._check_validity(issuer, pems)
+            async for finding in self._examine_revocation(store, issuers):
+                yield finding
             yield await _guarded("pin", self._check_pin)
             async for finding in self._examine_tokens(store, issuers):
                 yield finding
@@ -103,6 +110,22 @@ class Doctor:
             yield Finding(Level.FAIL, "database", error.message, error.hint)
         finally:
             await store.close()
+
+    async def _examine_revocation(self, store: Store, issuers: list[IssuerRow]) -> Findings:
+        if not schema_is_current(self._settings.database_url):
+            return
+        # A service that has never run has published nothing; one that runs should have.
+        absent = Level.OK if service_state(self._settings) is None else Level.WARN
+        crls = {row.issuer_id: row for row in await store.read(all_crls) if row.scope == FULL and row.number}
+        responders = {row.issuer_id: row for row in await store.read(all_responders)}
+        for root in await store.read(roots):
+            yield self._check_root_crl(root, crls.get(subject_key_identifier(root).digest.hex()), issuers)
+        for issuer in issuers:
+            pems = await store.read(partial(chains, issuer_id=issuer.id))
+            end = x509.load_pem_x509_certificates(pems[0].encode())[0].not_valid_after_utc.timestamp() if pems else 0
+            if issuer.state in {"active", "retired"} and end > self._clock.now():
+                yield self._check_crl(issuer, crls.get(issuer.id), absent)
+                yield self._check_responder(issuer, responders.get(issuer.id), absent)
 
     async def _examine_tokens(self, store: Store, issuers: list[IssuerRow]) -> Findings:
         wrapping = await store.read(lambda tx: find_fact(tx, WRAPPING_KEY_FACT))
@@ -234,6 +257,55 @@ class Doctor:
         if issuer.state != "retired" and left < _SOON:
             return Finding(Level.WARN, what, days, "Make another with `privyseal issuer create`.")
         return Finding(Level.OK, what, days)
+
+    def _check_root_crl(self, root: x509.Certificate, crl: CrlRow | None, issuers: list[IssuerRow]) -> Finding:
+        identifier = subject_key_identifier(root).digest.hex()
+        name = next((issuer.name for issuer in issuers if issuer.id == identifier), None)
+        what = f"crl {name or identifier}"
+        hint = "Run `privyseal crl root`." if name else "Have the root sign one, then: privyseal crl import FILE"
+        if crl is None:
+            return Finding(Level.WARN, what, "There is no CRL of the root: servers that check every CA need one.", hint)
+        left = crl.next_update - self._clock.now()
+        if left <= 0:
+            return Finding(Level.FAIL, what, f"The root's CRL ended at {rfc3339(crl.next_update)}.", hint)
+        message = f"number {crl.number}, {crl.entries} listed, {int(left // 86400)} days left"
+        if left < _ROOT_CRL_SOON:
+            return Finding(Level.WARN, what, message, hint)
+        return Finding(Level.OK, what, message)
+
+    def _check_crl(self, issuer: IssuerRow, crl: CrlRow | None, absent: Level) -> Finding:
+        what, now = f"crl {issuer.name}", self._clock.now()
+        if crl is None:
+            return Finding(absent, what, "none yet", "The service publishes it, soon after it has started.")
+        if crl.next_update <= now:
+            return Finding(
+                Level.FAIL,
+                what,
+                f"The CRL ended at {rfc3339(crl.next_update)}: relying parties refuse what it is about.",
+                "Start the service. If it runs, its log says why nothing is published.",
+            )
+        message = f"number {crl.number}, {crl.entries} listed, until {rfc3339(crl.next_update)}"
+        if now - crl.this_update > 2 * self._settings.status.crl_refresh:
+            return Finding(Level.WARN, what, f"{message}; it is not renewed", "Start the service, or read its log.")
+        return Finding(Level.OK, what, message)
+
+    def _check_responder(self, issuer: IssuerRow, responder: ResponderRow | None, absent: Level) -> Finding:
+        what = f"ocsp {issuer.name}"
+        if responder is None or responder.der is None:
+            return Finding(absent, what, "none yet", "The service makes it when it starts.")
+        left = responder.not_after - self._clock.now()
+        if left <= 0:
+            return Finding(
+                Level.FAIL,
+                what,
+                f"The responder's certificate ended at {rfc3339(responder.not_after)}.",
+                "Start the service. If it runs, its log says why the certificate is not replaced.",
+            )
+        message = f"responder until {rfc3339(responder.not_after)}"
+        # It is replaced at half of its lifetime.
+        if left < self._settings.status.responder_lifetime / 4:
+            return Finding(Level.WARN, what, f"{message}; it is not renewed", "Start the service, or read its log.")
+        return Finding(Level.OK, what, message)
 
     def _check_listener(self, what: str, listener: str) -> Finding:
         host, port = parse_listener(listener)

@@ -282,6 +282,7 @@ TRANSCRIPT = [
     "certificate.intent",
     "issuer.certified",
     "issuer.activated",
+    "crl.published",
     "key.generated",
     "ceremony.finished",
 ]

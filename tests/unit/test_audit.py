@@ -1,249 +1,52 @@
 """`ledger verify` finds every way in which ledger, tables and certificates can disagree, and names the place."""
 
 import json
-import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from privyseal_ca.identifiers import parse_dns
-from privyseal_ca.issuance.record import certificate_row, issued_entry, serial_text
-from privyseal_ca.issuance.template import key_identifier
-from privyseal_ca.ledger.audit import AuditError, Auditor, AuditReport, Expected
-from privyseal_ca.ledger.entries import Kind, Payload, encode_entry
+from fakes.audited import NOW, Authority, opened_authority, refused
+from privyseal_ca.issuance.record import issued_entry
+from privyseal_ca.ledger.audit import Auditor, AuditReport, Expected
+from privyseal_ca.ledger.entries import Kind, encode_entry
 from privyseal_ca.ledger.log import append
 from privyseal_ca.ledger.tree import leaf_hash, root_hash
-from privyseal_ca.revocation.revoke import ADMINISTRATOR_REASONS, revoke_certificate
 from privyseal_ca.store.backends import SqliteBackend
 from privyseal_ca.store.certificates import (
-    CertificateRow,
     IntentRow,
     RevocationRow,
-    add_certificate,
     add_revocation,
-    close_intent,
-    find_certificate,
     open_intent,
 )
 from privyseal_ca.store.engine import Store
-from privyseal_ca.store.issuers import IssuerRow, add_chain, add_issuer
+from privyseal_ca.store.issuers import add_chain
 from privyseal_ca.store.migrate import migrate
 from privyseal_ca.store.statement import Transaction
 
-NOW = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
-DAY = timedelta(days=1)
 COPY_CERTIFICATE = """
 INSERT INTO certificate
-SELECT ?, issuer_id, profile, requester, names, not_before, not_after, spki_sha256, {}, der
+SELECT ?, issuer_id, profile, requester, names, not_before, not_after, spki_sha256, {}, der, crl_shard, ocsp
 FROM certificate WHERE serial = ?
 """
-
-
-def spki(key: ec.EllipticCurvePublicKey) -> bytes:
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
-@dataclass
-class Authority:
-    """A small authority with software keys that keeps the ledger's promises, for tests to break."""
-
-    store: Store
-    path: Path
-    key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
-    serials: list[str] = field(default_factory=list)
-
-    @property
-    def id(self) -> str:
-        return key_identifier(spki(self.key.public_key())).hex()
-
-    def certificate(self, serial: int, name: str | None) -> x509.Certificate:
-        """A leaf for ``name``, or the CA's own certificate."""
-        moment = datetime.fromtimestamp(NOW, UTC)
-        ca = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "CA")])
-        subject_key = self.key if name is None else ec.generate_private_key(ec.SECP256R1())
-        builder = (
-            x509.CertificateBuilder()
-            .issuer_name(ca)
-            .subject_name(ca if name is None else x509.Name([]))
-            .public_key(subject_key.public_key())
-            .serial_number(serial)
-            .not_valid_before(moment - DAY)
-            .not_valid_after(moment + DAY)
-            .add_extension(x509.AuthorityKeyIdentifier(bytes.fromhex(self.id), None, None), critical=False)
-        )
-        if name is None:
-            builder = builder.add_extension(x509.BasicConstraints(True, None), critical=True)
-            builder = builder.add_extension(x509.SubjectKeyIdentifier(bytes.fromhex(self.id)), critical=False)
-        else:
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=True)
-        return builder.sign(self.key, hashes.SHA256())
-
-    def record(self, transaction: Transaction, kind: Kind, payload: Payload) -> int:
-        return append(
-            transaction, encode_entry(kind, time=NOW, actor="operator:tests", correlation="c", payload=payload)
-        )
-
-    def intend(self, transaction: Transaction, certificate: x509.Certificate) -> None:
-        digest = sha256(certificate.tbs_certificate_bytes).digest()
-        serial = serial_text(certificate.serial_number)
-        open_intent(transaction, IntentRow(serial, self.id, digest, int(NOW), "account:a", "c"))
-        self.record(transaction, Kind.INTENT, {"issuer": self.id, "serial": serial, "tbs_sha256": digest.hex()})
-
-    def finish(self, transaction: Transaction, certificate: x509.Certificate, name: str) -> CertificateRow:
-        der = certificate.public_bytes(Encoding.DER)
-        serial = serial_text(certificate.serial_number)
-        close_intent(transaction, serial)
-        row = certificate_row(
-            der,
-            serial=serial,
-            issuer_id=self.id,
-            profile="mtls",
-            requester="account:a",
-            names=[parse_dns(name)],
-            not_before=int(certificate.not_valid_before_utc.timestamp()),
-            not_after=int(certificate.not_valid_after_utc.timestamp()),
-            spki_sha256=sha256(
-                certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-            ).digest(),
-            ledger_index=append(transaction, issued_entry(der)),
-        )
-        add_certificate(transaction, row)
-        return row
-
-    async def begin(self) -> None:
-        certificate = self.certificate(1, None)
-        pem = certificate.public_bytes(Encoding.PEM).decode()
-
-        def unit(transaction: Transaction) -> None:
-            self.intend(transaction, certificate)
-            close_intent(transaction, serial_text(1))
-            add_issuer(
-                transaction, IssuerRow(self.id, "root", "root", "pkcs11:object=k", "ec-p256", "{}", None, 0, int(NOW))
-            )
-            add_chain(transaction, self.id, pem)
-            self.record(
-                transaction,
-                Kind.ISSUER_CERTIFIED,
-                {
-                    "certificate_sha256": certificate.fingerprint(hashes.SHA256()).hex(),
-                    "id": self.id,
-                    "imported": False,
-                    "issuer": self.id,
-                    "serial": serial_text(1),
-                    "tbs_sha256": sha256(certificate.tbs_certificate_bytes).hexdigest(),
-                },
-            )
-
-        await self.store.write(unit)
-
-    async def issue(self, name: str) -> str:
-        certificate = self.certificate(int.from_bytes(os.urandom(15)), name)
-        await self.store.write(lambda tx: self.intend(tx, certificate))
-        row = await self.store.write(lambda tx: self.finish(tx, certificate, name))
-        self.serials.append(row.serial)
-        return row.serial
-
-    async def abandon(self) -> str:
-        certificate = self.certificate(int.from_bytes(os.urandom(15)), "abandoned.test")
-        serial = serial_text(certificate.serial_number)
-
-        def unit(transaction: Transaction) -> None:
-            close_intent(transaction, serial)
-            add_revocation(transaction, RevocationRow(self.id, serial, int(NOW), 5, int(NOW)))
-            self.record(
-                transaction,
-                Kind.ABANDONED,
-                {
-                    "issuer": self.id,
-                    "serial": serial,
-                    "reason": "interrupted",
-                    "tbs_sha256": sha256(certificate.tbs_certificate_bytes).hexdigest(),
-                },
-            )
-
-        await self.store.write(lambda tx: self.intend(tx, certificate))
-        await self.store.write(unit)
-        return serial
-
-    async def revoke(self, serial: str) -> None:
-        def unit(transaction: Transaction) -> None:
-            row = find_certificate(transaction, serial)
-            assert row is not None
-            revoke_certificate(
-                transaction,
-                row,
-                reason=4,
-                allowed_reasons=ADMINISTRATOR_REASONS,
-                actor="operator:tests",
-                correlation="c",
-                now=NOW + 0.25,
-            )
-
-        await self.store.write(unit)
-
-    async def audit(self, expected: Expected | None = None) -> AuditReport:
-        return await Auditor(self.store, issued_entry=issued_entry, expected=expected).run()
-
-    def tamper(self, *statements: tuple[str, tuple[object, ...]]) -> None:
-        """Change the database behind everybody's back."""
-        with closing(sqlite3.connect(self.path)) as connection:
-            for statement, parameters in statements:
-                assert connection.execute(statement, parameters).rowcount > 0, statement
-            connection.commit()
-
-    def entry(self, index: int) -> dict[str, object]:
-        with closing(sqlite3.connect(self.path)) as connection:
-            row = connection.execute("SELECT entry FROM ledger_entry WHERE idx = ?", (index,)).fetchone()
-        return dict(json.loads(row[0]))
-
-    def index(self, kind: Kind, number: int = 0) -> int:
-        with closing(sqlite3.connect(self.path)) as connection:
-            rows = connection.execute("SELECT idx, entry FROM ledger_entry ORDER BY idx").fetchall()
-        return int([index for index, entry in rows if json.loads(entry)["kind"] == kind][number])
-
-    def rewrite(self, index: int, change: Callable[[dict[str, object]], None]) -> None:
-        """Forge an entry together with its leaf hash."""
-        members = self.entry(index)
-        change(members)
-        forged = json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-        self.tamper(
-            ("UPDATE ledger_entry SET entry = ?, leaf_hash = ? WHERE idx = ?", (forged, leaf_hash(forged), index))
-        )
 
 
 @pytest_asyncio.fixture
 async def authority(tmp_path: Path) -> AsyncIterator[Authority]:
     """Three certificates, of which the second is revoked, and an abandoned serial."""
-    path = tmp_path / "audit.db"
-    migrate(f"sqlite:///{path}")
-    store = Store(SqliteBackend(path, durable=False, timeout=5), queue=100)
-    await store.open()
-    authority = Authority(store, path)
-    await authority.begin()
-    await authority.issue("a.test")
-    await authority.issue("b.test")
-    await authority.revoke(authority.serials[1])
-    await authority.abandon()
-    await authority.issue("c.test")
-    yield authority
-    await store.close()
-
-
-async def refused(authority: Authority, match: str, expected: Expected | None = None) -> int | None:
-    with pytest.raises(AuditError, match=match) as caught:
-        await authority.audit(expected)
-    return caught.value.index
+    async with opened_authority(tmp_path / "audit.db") as authority:
+        await authority.issue("a.test")
+        await authority.issue("b.test")
+        await authority.revoke(authority.serials[1])
+        await authority.abandon()
+        await authority.issue("c.test")
+        yield authority
 
 
 async def test_a_good_ledger_passes(authority: Authority) -> None:
@@ -258,6 +61,7 @@ async def test_a_good_ledger_passes(authority: Authority) -> None:
         revoked=1,
         abandoned=1,
         in_flight=0,
+        crls=0,
     )
 
 
@@ -407,7 +211,7 @@ async def test_an_intent_that_nothing_followed_is_found(authority: Authority) ->
 
 
 async def test_an_intent_row_without_an_entry_is_found(authority: Authority) -> None:
-    row = IntentRow("0" * 32, authority.id, b"", 0, "account:a", "c")
+    row = IntentRow("0" * 32, authority.id, b"", 0, "account:a", "c", None)
     await authority.store.write(lambda tx: open_intent(tx, row))
     await refused(authority, "in flight without an intent")
 
@@ -500,12 +304,15 @@ async def test_an_abandoned_serial_that_left_the_list_is_found(authority: Author
 
 
 async def test_a_revocation_without_an_entry_is_found(authority: Authority) -> None:
-    row = RevocationRow(authority.id, authority.serials[0], int(NOW), None, int(NOW))
+    row = RevocationRow(authority.id, authority.serials[0], int(NOW), None, int(NOW), None, 0)
     await authority.store.write(lambda tx: add_revocation(tx, row))
     await refused(authority, "without an entry")
 
 
-@pytest.mark.parametrize(("column", "value"), [("reason", 1), ("reason", None), ("not_after", 1), ("revoked_at", 1)])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("reason", 1), ("reason", None), ("not_after", 1), ("revoked_at", 1)],
+)
 async def test_a_revocation_that_differs_is_found(authority: Authority, column: str, value: object) -> None:
     authority.tamper((f"UPDATE revocation SET {column} = ? WHERE serial = ?", (value, authority.serials[1])))  # noqa: S608
     assert await refused(authority, "differ from it") == authority.index(Kind.REVOKED)

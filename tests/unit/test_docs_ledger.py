@@ -87,7 +87,7 @@ def change_key(client: AcmeClient) -> None:
 def abandon(service: RunningService) -> None:
     """An intent that nobody works on, and its end."""
     issuer = next(iter(service.service.context.authority.issuers)).id
-    row = IntentRow("0" * 31 + "1", issuer, bytes(32), int(service.clock.now()) + 60, "service", "tests")
+    row = IntentRow("0" * 31 + "1", issuer, bytes(32), int(service.clock.now()) + 60, "service", "tests", None)
     service.write(lambda tx: open_intent(tx, row))
     assert service.call(service.service.context.authority.close_intents()) == 1
 
@@ -112,6 +112,8 @@ def story(start_service: StartService, new_client: NewClient) -> RunningService:
     pending = client.order("pending.docs.test").json["authorizations"][0]
     assert client.post(pending, {"status": "deactivated"}).status == 200
     abandon(service)
+    run(service, "crl", "root")
+    run(service, "cert", "revoke", "--account", "service", "--yes")
     other = new_client(service)
     assert client.post(client.account or "", {"status": "deactivated"}).status == 200
     run(service, "account", "deactivate", (other.account or "")[-22:], "--yes")
@@ -125,10 +127,12 @@ def test_entries_have_the_members_that_are_described(story: RunningService) -> N
         check(f"`{entry['kind']}`", entry["payload"])
         if entry["kind"].startswith("authorization.") and "evidence" in entry["payload"]:
             check("Evidence", entry["payload"]["evidence"])
+        if entry["kind"] == Kind.REVOCATION_STARTED:
+            check("Selections", entry["payload"]["selection"])
     actors = set(re.findall(r"^\| `([a-z-]+)[:`]", section("Actors"), re.MULTILINE))
     assert {entry["actor"].partition(":")[0] for entry in ledger} <= actors
     # A root elsewhere, the end of an issuer and that of a service are other stories.
-    untold = {Kind.CSR_WRITTEN, Kind.ISSUER_RETIRED, Kind.SERVICE_STOPPED}
+    untold = {Kind.CSR_WRITTEN, Kind.ISSUER_RETIRED, Kind.ISSUER_REVOKED, Kind.SERVICE_STOPPED}
     assert {entry["kind"] for entry in ledger} == set(Kind) - untold
 
 

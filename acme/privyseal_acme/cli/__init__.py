@@ -6,13 +6,15 @@ _COMMANDS = {
     "account": Deferred("privyseal_acme.cli.accounts", "account", "List, show and deactivate ACME accounts."),
     "cert": Deferred("privyseal_ca.cli.certificates", "cert", "List, show and revoke certificates."),
     "config": Deferred("privyseal_ca.cli.configuration", "config", "Show settings and what they mean."),
+    "crl": Deferred("privyseal_ca.cli.crls", "crl", "List, show, bundle and import CRLs, and sign the root's."),
     "doctor": Deferred("privyseal_ca.cli.diagnosis", "doctor", "Check a home and say what to do."),
     "eab": Deferred("privyseal_acme.cli.eab", "eab", "Create, list and revoke keys that bind ACME accounts."),
     "init": Deferred(
         "privyseal_ca.cli.init", "init", "Hold the key ceremony: make a root, an intermediate and this home."
     ),
-    "issuer": Deferred("privyseal_ca.cli.issuers", "issuer", "List, create, certify and retire issuing CAs."),
+    "issuer": Deferred("privyseal_ca.cli.issuers", "issuer", "List, create, certify, retire and revoke issuing CAs."),
     "ledger": Deferred("privyseal_ca.cli.ledger", "ledger", "Show and verify the ledger."),
+    "ocsp": Deferred("privyseal_ca.cli.ocsp", "ocsp", "Show OCSP responders and what is answered, and make requests."),
     "profile": Deferred("privyseal_ca.cli.profiles", "profile", "List and show certificate profiles."),
     "serve": Deferred("privyseal_acme.cli.serve", "serve", "Run the service."),
     "status": Deferred("privyseal_ca.cli.status", "status", "Show the state of this authority."),

@@ -17,6 +17,7 @@ from privyseal_ca.ceremony.certificates import fingerprint
 from privyseal_ca.ceremony.files import REQUEST_SUFFIX, write_file
 from privyseal_ca.ceremony.issuers import CaSpec, IssuerMaker, Root
 from privyseal_ca.ceremony.plan import ISSUING_NAME, ROOT_NAME, WRAPPING_NAME, NameSpace, Plan, subject
+from privyseal_ca.ceremony.root_crl import renew_root_crl, root_crl_is_due
 from privyseal_ca.ceremony.roots import write_roots
 from privyseal_ca.ceremony.transcript import CEREMONY_FACT, FINISHED, Transcript
 from privyseal_ca.errors import ConfigurationError
@@ -95,6 +96,8 @@ class Ceremony:
         await self._initialise_tokens()
         root = None if self._plan.offline_root else await self._make_root()
         issuer = await self._make_intermediate(root)
+        if root is not None and await root_crl_is_due(self._transcript, root):
+            await renew_root_crl(self._transcript, root)
         await self._make_secrets()
         return await self._finish(issuer, root)
 

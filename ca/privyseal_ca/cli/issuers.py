@@ -12,13 +12,14 @@ from privyseal_ca.ceremony.ceremony import request_pem
 from privyseal_ca.ceremony.certificates import fingerprint
 from privyseal_ca.ceremony.files import REQUEST_SUFFIX, write_file
 from privyseal_ca.ceremony.imports import import_certificate, read_certificates, require_issuer, retire
-from privyseal_ca.ceremony.initialise import ROOT_PIN
 from privyseal_ca.ceremony.issuers import CaSpec, IssuerMaker
 from privyseal_ca.ceremony.plan import ISSUING_NAME, ROOT_NAME, subject
+from privyseal_ca.ceremony.root_crl import CA_REASONS, renew_root_crl, revoke_issuer
 from privyseal_ca.ceremony.roots import write_roots
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_hsm, opened_store, run, settings_of, surroundings_of
 from privyseal_ca.cli.options import constraint_options, name_space
+from privyseal_ca.cli.roots import opened_root, root_pin, root_pin_option
 from privyseal_ca.cli.text import moment, table, when
 from privyseal_ca.config import ROOTS_FILE, Settings
 from privyseal_ca.errors import ConfigurationError
@@ -36,7 +37,7 @@ Found = tuple[IssuerRow, list[str]]
 
 @click.group("issuer", cls=Group)
 def issuer() -> None:
-    """List, create, certify and retire issuing CAs."""
+    """List, create, certify, retire and revoke issuing CAs."""
 
 
 @issuer.command("list")
@@ -102,7 +103,7 @@ def show(invocation: Invocation, name: str) -> None:
 )
 @click.option("--common-name", help="Common name. Default: that of the first intermediate with NAME behind it.")
 @click.option("--token", metavar="LABEL", help="Token for the key. Default: that of the first intermediate.")
-@click.option("--root-pin-file", type=_FILE, help="File with the root token's user PIN. Default: secrets/root-pin.")
+@root_pin_option
 @click.option("--request", "request_only", is_flag=True, help="Write a request even though the root's key is at hand.")
 @constraint_options
 @pass_invocation
@@ -135,7 +136,7 @@ async def _create(invocation: Invocation, settings: Settings, name: str, options
             raise ConfigurationError(f"There is an issuer {name} already.", hint="Choose another name.")
         first = issuers[ISSUING_NAME]
         root_row = issuers.get(ROOT_NAME)
-        root_pin_file = _root_pin_file(settings, options["root_pin_file"])
+        root_pin_file = root_pin(settings.home, options["root_pin_file"])
         at_hand = root_row is not None and root_pin_file is not None and not options["request_only"]
         token = KeyUri.parse(first.key_uri).token_uri
         if options["token"]:
@@ -150,7 +151,10 @@ async def _create(invocation: Invocation, settings: Settings, name: str, options
                 await _subject(store, first, name, options["common_name"]),
                 name_space(options),
             )
-            row = await maker.intermediate(spec, await maker.existing_root() if at_hand else None)
+            root = await maker.existing_root() if at_hand else None
+            row = await maker.intermediate(spec, root)
+            if root is not None:
+                await renew_root_crl(surroundings.transcript(store), root)
         await write_roots(store, settings.home)
         return row
 
@@ -201,9 +205,40 @@ def retire_command(invocation: Invocation, name: str, **options: bool) -> None:
     invocation.result({"name": name, "id": row.id, "state": "retired"}, f"Issuer {name} is retired.")
 
 
-def _root_pin_file(settings: Settings, given: Path | None) -> Path | None:
-    embedded = settings.home / "secrets" / ROOT_PIN
-    return given or (embedded if embedded.exists() else None)
+@issuer.command("revoke")
+@click.argument("name")
+@click.option(
+    "--reason",
+    type=click.Choice(list(CA_REASONS)),
+    default="unspecified",
+    show_default=True,
+    help="Why (RFC 5280 section 5.3.1).",
+)
+@root_pin_option
+@click.option("--yes", is_flag=True, help="Do not ask, and accept that the issuer is still active.")
+@pass_invocation
+def revoke_command(invocation: Invocation, name: str, reason: str, root_pin_file: Path | None, **options: bool) -> None:
+    """Revoke an issuing CA, for good: nothing that it has issued is trusted any more.
+
+    The root's key must be at hand: it signs its CRL anew. An issuer that is still active is retired with it; a running
+    service uses it no more after a restart.
+    """
+    invocation.confirm(f"Revoke issuer {name} and with it everything that it has issued?", yes=options["yes"])
+
+    async def work() -> IssuerRow:
+        async with opened_root(invocation, root_pin_file) as opened:
+            row = await opened.transcript.store.read(lambda tx: require_issuer(tx, name))
+            if row.state == "active" and not options["yes"]:
+                raise ConfigurationError(
+                    f"Issuer {name} is active.", hint="Retire it first, or say --yes to retire and revoke it at once."
+                )
+            return await revoke_issuer(opened.transcript, opened.root, name, reason=CA_REASONS[reason])
+
+    row = run(work())
+    invocation.result(
+        {"name": name, "id": row.id, "state": "retired", "reason": CA_REASONS[reason]},
+        f"Issuer {name} is revoked, and the root's CRL says so. Restart a running service.",
+    )
 
 
 async def _subject(store: Store, first: IssuerRow, name: str, common_name: str | None) -> x509.Name:

@@ -78,6 +78,7 @@ def verify(invocation: Invocation, expect: Expected | None) -> None:
         "certificates": report.certificates,
         "ca_certificates": report.ca_certificates,
         "revoked": report.revoked,
+        "crls": report.crls,
         "abandoned": report.abandoned,
         "in_flight": report.in_flight,
     }

@@ -1,7 +1,8 @@
 """Checking the whole ledger against itself, the tables and every certificate (promises P2, P3, P4 and P6).
 
-Entries are read in pages and forgotten; what is kept grows with the issuances in flight and the serials revoked. The
-check runs beside a service at work: it ends at the size that the ledger has when everything else has been looked at.
+Entries are read in pages and forgotten; what is kept grows with the issuances in flight and the serials revoked. What is
+said of revocations is checked in :mod:`privyseal_ca.ledger.audit_revocations`, CRLs in
+:mod:`privyseal_ca.ledger.audit_crls`. The check runs beside a service at work: it ends at the size that the ledger has when everything else has been looked at.
 
 What it cannot see is a ledger that somebody rewrote as a whole, tables included. For that, keep size and root of an
 earlier check elsewhere and give them as ``expected``.
@@ -17,19 +18,20 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from privyseal_ca.errors import LedgerError
+from privyseal_ca.ledger.audit_crls import CrlAudit
+from privyseal_ca.ledger.audit_errors import AuditError, wrong, wrong_about
+from privyseal_ca.ledger.audit_revocations import RevocationAudit
 from privyseal_ca.ledger.audit_tables import (
-    Revoked,
     count_certificates,
     end_of_ledger,
-    revocation_agrees,
-    revocations_after,
+    pointers_agree,
     row_agrees,
     unrecorded_certificates,
 )
 from privyseal_ca.ledger.entries import Kind, Payload, decode_entry
 from privyseal_ca.ledger.log import StoredEntry, entries, size
 from privyseal_ca.ledger.tree import TreeHasher, leaf_hash
-from privyseal_ca.store.certificates import find_certificate, find_revocation
+from privyseal_ca.store.certificates import find_certificate
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import all_issuers, chains
 from privyseal_ca.store.statement import Transaction
@@ -37,17 +39,6 @@ from privyseal_ca.store.statement import Transaction
 _PAGE: Final = 500
 
 Progress = Callable[[int, int], None]
-
-
-class AuditError(LedgerError):
-    """The first thing that was found wrong; ``index`` is that of the entry, if it is about one."""
-
-    def __init__(self, message: str, *, index: int | None = None) -> None:
-        super().__init__(
-            message,
-            hint="Keep the database as it is, stop issuing, and compare with backups and earlier checks.",
-        )
-        self.index = index
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +52,8 @@ class AuditReport:
     revoked: int
     abandoned: int
     in_flight: int
+    #: The current CRLs.
+    crls: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +71,9 @@ class _Seen:
     #: Intents that nothing has followed yet: serial to issuer and hash of the TBSCertificate.
     open: dict[str, tuple[str, str]] = field(default_factory=dict)
     issued: int = 0
-    abandoned: int = 0
-    #: Issuer and serial of everything on the revocation list, abandoned serials included.
-    revoked: set[Revoked] = field(default_factory=set)
-    #: SHA-256 of every CA certificate, and their serials.
+    #: SHA-256 of every CA certificate, and their serials with the id of the CA that signed each.
     ca_certificates: set[str] = field(default_factory=set)
-    ca_serials: set[str] = field(default_factory=set)
+    ca_serials: dict[str, str] = field(default_factory=dict)
 
 
 class Auditor:
@@ -107,14 +97,25 @@ class Auditor:
         self._progress = progress
         self._tree = TreeHasher()
         self._seen = _Seen()
+        #: The certificates of the CAs whose keys are here, and of those above them, by the id of the CA.
         self._cas: dict[str, list[x509.Certificate]] = {}
+        self._above: dict[str, list[x509.Certificate]] = {}
         self._own_roots: set[str] = set()
+        self._revocations = RevocationAudit(self._seen.ca_serials)
+        self._crls = CrlAudit(
+            store, certificates_of=lambda ca: self._above.get(ca, ()), is_own=lambda ca: ca in self._cas
+        )
         self._checks: dict[Kind, Callable[[Transaction, int, dict[str, Any]], None]] = {
             Kind.INTENT: self._intent,
             Kind.ISSUED: self._issued,
             Kind.ABANDONED: self._abandoned,
-            Kind.REVOKED: self._revoked,
             Kind.ISSUER_CERTIFIED: self._certified,
+            Kind.REVOKED: self._revocations.certificate_revoked,
+            Kind.ISSUER_REVOKED: self._revocations.issuer_revoked,
+            Kind.KEY_BLOCKED: self._revocations.key_blocked,
+            Kind.REVOCATION_STARTED: self._revocations.job_started,
+            Kind.REVOCATION_FINISHED: self._revocations.job_finished,
+            Kind.CRL_PUBLISHED: self._crls.published,
         }
 
     async def run(self) -> AuditReport:
@@ -126,20 +127,22 @@ class Auditor:
         """
         await self._store.read(self._load_cas)
         await self._entries_until(await self._store.read(size))
-        unrecorded = await self._unrecorded_revocations()
+        await self._revocations.look_for_unrecorded(self._store)
         await self._store.read(self._load_cas)
+        await self._crls.contents()
         end, in_flight = await self._store.read(self._end)
         await self._entries_until(end)
-        self._compare(unrecorded, in_flight)
+        self._compare(in_flight)
         await self._store.read(self._count_certificates)
         return AuditReport(
             size=self._tree.size,
             root=self._tree.root(),
             certificates=self._seen.issued,
             ca_certificates=len(self._seen.ca_certificates),
-            revoked=len(self._seen.revoked) - self._seen.abandoned,
-            abandoned=self._seen.abandoned,
+            revoked=len(self._revocations.seen) - self._revocations.abandoned,
+            abandoned=self._revocations.abandoned,
             in_flight=len(in_flight),
+            crls=self._crls.checked,
         )
 
     # The entries, one after the other.
@@ -156,28 +159,28 @@ class Auditor:
         for stored in entries(transaction, first=first, count=count):
             self._entry(transaction, stored)
         if self._tree.size != first + count:
-            raise _wrong(self._tree.size, "is missing")
+            raise wrong(self._tree.size, "is missing")
 
     def _entry(self, transaction: Transaction, stored: StoredEntry) -> None:
         index = self._tree.size
         if stored.index != index:
-            raise _wrong(index, "is missing")
+            raise wrong(index, "is missing")
         # SQLite keeps whatever type somebody puts into a column.
         if not isinstance(stored.entry, bytes) or leaf_hash(stored.entry) != stored.leaf_hash:
-            raise _wrong(index, "does not have the leaf hash that was stored with it")
+            raise wrong(index, "does not have the leaf hash that was stored with it")
         try:
             members = decode_entry(stored.entry)
             kind = Kind(members["kind"])
         except LedgerError as error:
-            raise _wrong(index, "is not in canonical form") from error
+            raise wrong(index, "is not in canonical form") from error
         except ValueError as error:
-            raise _wrong(index, "is of a kind that this program does not know") from error
+            raise wrong(index, "is of a kind that this program does not know") from error
         check = self._checks.get(kind)
         if check is not None:
             try:
                 check(transaction, index, {**members, "entry": stored.entry})
-            except (KeyError, TypeError, AttributeError) as error:
-                raise _wrong(index, f"({kind}) lacks a member that its kind has") from error
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise wrong(index, f"({kind}) lacks a member that its kind has, or one is malformed") from error
         self._tree.append(stored.leaf_hash)
         self._compare_expected(None)
 
@@ -200,77 +203,56 @@ class Auditor:
         if (
             serial in self._seen.open
             or serial in self._seen.ca_serials
-            or (issuer, serial) in self._seen.revoked
+            or (issuer, serial) in self._revocations.seen
             or (earlier is not None and earlier.ledger_index < index)
         ):
-            raise _wrong(index, f"({Kind.INTENT}) is for the serial {serial}, which was used before")
+            raise wrong(index, f"({Kind.INTENT}) is for the serial {serial}, which was used before")
         self._seen.open[serial] = issuer, payload["tbs_sha256"]
 
     def _issued(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
         payload: Payload = members["payload"]
         serial = payload["serial"]
-        wrong = partial(_wrong_about, index, Kind.ISSUED, serial)
+        wrong_here = partial(wrong_about, index, Kind.ISSUED, serial)
         self._close(index, Kind.ISSUED, payload)
         row = find_certificate(transaction, serial)
         if row is None or row.ledger_index != index:
-            raise wrong("has no row in the certificates table")
+            raise wrong_here("has no row in the certificates table")
         try:
             rebuilt = self._issued_entry(row.der)
             certificate = x509.load_der_x509_certificate(row.der)
         except Exception as error:  # whatever a parser finds in bytes that may be anything
-            raise wrong("has a certificate in its row that cannot be parsed") from error
+            raise wrong_here("has a certificate in its row that cannot be parsed") from error
         if rebuilt != members["entry"]:
-            raise wrong("does not follow from the certificate in its row")
-        if not row_agrees(row, payload):
-            raise wrong("has a row whose columns are not those of the certificate")
+            raise wrong_here("does not follow from the certificate in its row")
+        if not row_agrees(row, payload) or not pointers_agree(row, certificate):
+            raise wrong_here("has a row whose columns are not those of the certificate")
         if not any(_signed_by(certificate, issuer) for issuer in self._cas.get(payload["issuer"], ())):
-            raise wrong("is for a certificate that its issuer did not sign")
+            raise wrong_here("is for a certificate that its issuer did not sign")
         self._seen.issued += 1
 
     def _abandoned(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
-        payload: Payload = members["payload"]
-        serial, issuer = payload["serial"], payload["issuer"]
-        self._close(index, Kind.ABANDONED, payload)
-        if find_revocation(transaction, issuer, serial) is None:
-            raise _wrong_about(index, Kind.ABANDONED, serial, "is not on the revocation list")
-        if find_certificate(transaction, serial) is not None:
-            raise _wrong_about(index, Kind.ABANDONED, serial, "has a certificate all the same")
-        self._revoke(index, (issuer, serial))
-        self._seen.abandoned += 1
-
-    def _revoked(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
-        payload: Payload = members["payload"]
-        serial, issuer = payload["serial"], payload["issuer"]
-        wrong = partial(_wrong_about, index, Kind.REVOKED, serial)
-        certificate = find_certificate(transaction, serial)
-        if certificate is None or certificate.issuer_id != issuer or certificate.ledger_index >= index:
-            raise wrong("is for a certificate that had not been issued")
-        row = find_revocation(transaction, issuer, serial)
-        if row is None:
-            raise wrong("is not on the revocation list")
-        if not revocation_agrees(row, members):
-            raise wrong("has a row whose columns differ from it")
-        self._revoke(index, (issuer, serial))
+        self._close(index, Kind.ABANDONED, members["payload"])
+        self._revocations.certificate_abandoned(transaction, index, members)
 
     def _certified(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
         payload: Payload = members["payload"]
         serial, issuer = payload["serial"], payload["issuer"]
-        wrong = partial(_wrong_about, index, Kind.ISSUER_CERTIFIED, serial)
+        wrong_here = partial(wrong_about, index, Kind.ISSUER_CERTIFIED, serial)
         if not payload["imported"]:
             self._close(index, Kind.ISSUER_CERTIFIED, payload)
         elif issuer in self._own_roots:
-            raise wrong("says that the certificate came from elsewhere, but this authority's own root signed it")
+            raise wrong_here("says that the certificate came from elsewhere, but this authority's own root signed it")
         fingerprint = payload["certificate_sha256"]
         found = self._find_ca(payload["id"], fingerprint)
         if found is None:
             self._load_cas(transaction)  # it may be newer than this check
             found = self._find_ca(payload["id"], fingerprint)
         if found is None:
-            raise wrong("is for a certificate that no issuer has")
+            raise wrong_here("is for a certificate that no issuer has")
         if _tbs_sha256(found) != payload["tbs_sha256"] or f"{found.serial_number:032x}" != serial:
-            raise wrong("does not follow from the certificate")
+            raise wrong_here("does not follow from the certificate")
         self._seen.ca_certificates.add(fingerprint)
-        self._seen.ca_serials.add(serial)
+        self._seen.ca_serials[serial] = issuer
 
     def _find_ca(self, issuer_id: str, fingerprint: str) -> x509.Certificate | None:
         return next((ca for ca in self._cas.get(issuer_id, ()) if _sha256(ca) == fingerprint), None)
@@ -279,14 +261,9 @@ class Auditor:
         """Match an entry with the intent that must stand before it (promise P2)."""
         intent = self._seen.open.pop(payload["serial"], None)
         if intent is None:
-            raise _wrong_about(index, kind, payload["serial"], "has no intent before it")
+            raise wrong_about(index, kind, payload["serial"], "has no intent before it")
         if intent != (payload["issuer"], payload["tbs_sha256"]):
-            raise _wrong_about(index, kind, payload["serial"], "is not what its intent says")
-
-    def _revoke(self, index: int, revoked: Revoked) -> None:
-        if revoked in self._seen.revoked:
-            raise _wrong(index, f"revokes the serial {revoked[1]}, which was revoked before")
-        self._seen.revoked.add(revoked)
+            raise wrong_about(index, kind, payload["serial"], "is not what its intent says")
 
     # What the entries cannot show: rows without entries.
 
@@ -300,15 +277,10 @@ class Auditor:
                     if not _signed_by(certificate, above):
                         raise AuditError(f"A chain of issuer {issuer.name} does not verify.")
             self._cas[issuer.id] = [chain[0] for chain in parsed]
-
-    async def _unrecorded_revocations(self) -> list[Revoked]:
-        """Rows of the revocation list that no entry so far explains."""
-        unrecorded: list[Revoked] = []
-        last: Revoked = ("", "")
-        while page := await self._store.read(partial(revocations_after, last=last)):
-            unrecorded += [revoked for revoked in page if revoked not in self._seen.revoked]
-            last = page[-1]
-        return unrecorded
+            for certificate in (certificate for chain in parsed for certificate in chain):
+                known = self._above.setdefault(_key_id(certificate), [])
+                if certificate not in known:
+                    known.append(certificate)
 
     def _end(self, transaction: Transaction) -> tuple[int, set[str]]:
         found = end_of_ledger(transaction)
@@ -319,10 +291,9 @@ class Auditor:
             raise AuditError(f"The ledger's head says {end} entries, and the last one would make it {last}.")
         return end, in_flight
 
-    def _compare(self, unrecorded: list[Revoked], in_flight: set[str]) -> None:
-        for revoked in unrecorded:
-            if revoked not in self._seen.revoked:
-                raise AuditError(f"The serial {revoked[1]} is on the revocation list without an entry.")
+    def _compare(self, in_flight: set[str]) -> None:
+        self._revocations.compare()
+        self._crls.compare()
         for serial in sorted(self._seen.open.keys() ^ in_flight):
             raise AuditError(
                 f"The intent for serial {serial} was neither fulfilled nor abandoned and is not in flight."
@@ -343,6 +314,11 @@ class Auditor:
         raise AuditError("The number of certificates is not that of the entries.")
 
 
+def _key_id(certificate: x509.Certificate) -> str:
+    """The id of a CA: its subject key identifier in hex."""
+    return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
+
+
 def _tbs_sha256(certificate: x509.Certificate) -> str:
     """The SHA-256 of the TBSCertificate in hex."""
     digest = hashes.Hash(hashes.SHA256())
@@ -360,11 +336,3 @@ def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 def _sha256(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex()
-
-
-def _wrong(index: int, what: str) -> AuditError:
-    return AuditError(f"Entry {index} {what}.", index=index)
-
-
-def _wrong_about(index: int, kind: Kind, serial: str, what: str) -> AuditError:
-    return _wrong(index, f"({kind}, serial {serial}) {what}")

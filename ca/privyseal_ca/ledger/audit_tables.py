@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import orjson
+from cryptography import x509
+from cryptography.x509.oid import AuthorityInformationAccessOID
 from sqlalchemy import bindparam, func, select, true
 
 from privyseal_ca.clock import rfc3339
@@ -90,6 +92,24 @@ def row_agrees(row: CertificateRow, payload: Payload) -> bool:
         and row.not_after == payload["not_after"]
         and row.spki_sha256.hex() == payload["spki_sha256"]
     )
+
+
+def pointers_agree(row: CertificateRow, certificate: x509.Certificate) -> bool:
+    """Whether a certificate's row says where the certificate says that its revocation is told."""
+    points: list[str] = []
+    responders = []
+    for extension in certificate.extensions:
+        value = extension.value
+        if isinstance(value, x509.CRLDistributionPoints):
+            points += [str(name.value) for point in value for name in point.full_name or ()]
+        elif isinstance(value, x509.AuthorityInformationAccess):
+            responders += [access for access in value if access.access_method == AuthorityInformationAccessOID.OCSP]
+    if bool(row.ocsp) != bool(responders):
+        return False
+    if not points:
+        return row.crl_shard is None
+    part = "" if row.crl_shard is None else f"/{row.crl_shard}"
+    return len(points) == 1 and points[0].endswith(f"/crl/{row.issuer_id}{part}.crl")
 
 
 def revocation_agrees(row: RevocationRow, members: dict[str, Any]) -> bool:

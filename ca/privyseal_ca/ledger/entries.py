@@ -34,6 +34,7 @@ class Kind(StrEnum):
     ISSUER_CERTIFIED = "issuer.certified"
     ISSUER_ACTIVATED = "issuer.activated"
     ISSUER_RETIRED = "issuer.retired"
+    ISSUER_REVOKED = "issuer.revoked"
     SERVICE_STARTED = "service.started"
     SERVICE_STOPPED = "service.stopped"
     EAB_CREATED = "eab.created"

@@ -1,0 +1,116 @@
+"""Checking what the ledger says of revocations against the tables: certificates, issuers, keys, jobs."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
+
+from privyseal_ca.ledger.audit_errors import AuditError, wrong, wrong_about
+from privyseal_ca.ledger.audit_tables import Revoked, revocation_agrees, revocations_after
+from privyseal_ca.ledger.entries import Kind, Payload
+from privyseal_ca.store.certificates import blocked_key_reason, find_certificate, find_revocation
+from privyseal_ca.store.engine import Store
+from privyseal_ca.store.statement import Transaction
+
+_KEY_COMPROMISE: Final = 1
+
+
+class RevocationAudit:
+    """What the entries so far have revoked.
+
+    ``ca_serials`` are the serials of the CA certificates that the entries so far tell of, each with the CA that signed it.
+    """
+
+    def __init__(self, ca_serials: Mapping[str, str]) -> None:
+        self._ca_serials = ca_serials
+        #: Issuer and serial of everything on the revocation list, abandoned serials included.
+        self.seen: set[Revoked] = set()
+        self.abandoned = 0
+        self._jobs: set[str] = set()
+        self._unrecorded: list[Revoked] = []
+
+    def certificate_abandoned(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
+        """``certificate.abandoned``; its intent is somebody else's affair."""
+        payload: Payload = members["payload"]
+        serial, issuer = payload["serial"], payload["issuer"]
+        row = find_revocation(transaction, issuer, serial)
+        if row is None:
+            raise wrong_about(index, Kind.ABANDONED, serial, "is not on the revocation list")
+        if row.ledger_index not in {0, index}:
+            raise wrong_about(index, Kind.ABANDONED, serial, "has a row that names another entry")
+        if find_certificate(transaction, serial) is not None:
+            raise wrong_about(index, Kind.ABANDONED, serial, "has a certificate all the same")
+        self._add(index, (issuer, serial))
+        self.abandoned += 1
+
+    def certificate_revoked(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
+        """``certificate.revoked``."""
+        payload: Payload = members["payload"]
+        serial, issuer = payload["serial"], payload["issuer"]
+        certificate = find_certificate(transaction, serial)
+        if certificate is None or certificate.issuer_id != issuer or certificate.ledger_index >= index:
+            raise wrong_about(index, Kind.REVOKED, serial, "is for a certificate that had not been issued")
+        self._add(index, (issuer, serial))
+        self._check_row(transaction, index, members, shard=certificate.crl_shard)
+        if payload["reason"] == _KEY_COMPROMISE and blocked_key_reason(transaction, certificate.spki_sha256) is None:
+            raise wrong_about(index, Kind.REVOKED, serial, "is for a compromised key that is not blocked")
+
+    def issuer_revoked(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
+        """``issuer.revoked``."""
+        payload: Payload = members["payload"]
+        serial, issuer = payload["serial"], payload["issuer"]
+        if self._ca_serials.get(serial) != issuer:
+            raise wrong_about(index, Kind.ISSUER_REVOKED, serial, "is for a CA that had not been certified")
+        self._add(index, (issuer, serial))
+        self._check_row(transaction, index, members, shard=None)
+
+    def key_blocked(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
+        """``key.blocked``."""
+        key = members["payload"]["spki_sha256"]
+        if blocked_key_reason(transaction, bytes.fromhex(key)) is None:
+            raise wrong(index, f"({Kind.KEY_BLOCKED}) is for the key {key}, which is not blocked")
+
+    def job_started(self, _: Transaction, index: int, members: dict[str, Any]) -> None:
+        """``revocation.started``."""
+        job = members["payload"]["job"]
+        if job in self._jobs:
+            raise wrong(index, f"({Kind.REVOCATION_STARTED}) starts the job {job}, which runs already")
+        self._jobs.add(job)
+
+    def job_finished(self, _: Transaction, index: int, members: dict[str, Any]) -> None:
+        """``revocation.finished``."""
+        job = members["payload"]["job"]
+        if job not in self._jobs:
+            raise wrong(index, f"({Kind.REVOCATION_FINISHED}) ends the job {job}, which does not run")
+        self._jobs.remove(job)
+
+    async def look_for_unrecorded(self, store: Store) -> None:
+        """Remember the rows of the revocation list that no entry so far explains: younger entries may."""
+        last: Revoked = ("", "")
+        while page := await store.read(partial(revocations_after, last=last)):
+            self._unrecorded += [revoked for revoked in page if revoked not in self.seen]
+            last = page[-1]
+
+    def compare(self) -> None:
+        """Raise for the first of those rows that is still not explained."""
+        for revoked in self._unrecorded:
+            if revoked not in self.seen:
+                raise AuditError(f"The serial {revoked[1]} is on the revocation list without an entry.")
+
+    def _check_row(self, transaction: Transaction, index: int, members: dict[str, Any], *, shard: int | None) -> None:
+        payload: Payload = members["payload"]
+        kind, serial = Kind(members["kind"]), payload["serial"]
+        row = find_revocation(transaction, payload["issuer"], serial)
+        if row is None:
+            raise wrong_about(index, kind, serial, "is not on the revocation list")
+        if not revocation_agrees(row, members):
+            raise wrong_about(index, kind, serial, "has a row whose columns differ from it")
+        # Rows from before there was this column have 0.
+        if row.ledger_index not in {0, index}:
+            raise wrong_about(index, kind, serial, "has a row that names another entry")
+        if row.crl_shard != shard:
+            raise wrong_about(index, kind, serial, "is on another part of the CRL than its certificate names")
+
+    def _add(self, index: int, revoked: Revoked) -> None:
+        if revoked in self.seen:
+            raise wrong(index, f"revokes the serial {revoked[1]}, which was revoked before")
+        self.seen.add(revoked)
