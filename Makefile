@@ -41,8 +41,10 @@ format: setup-test ## write the code in its one form
 test: setup-test ## every test, real clients and servers included
 	$(BIN)/pytest
 
-bench: setup-test ## orders per second and server CPU per certificate
+bench: setup-test ## what a certificate, an OCSP answer and a CRL cost, and how soon a revocation is seen
 	$(BIN)/python tests/bench/orders.py
+	$(BIN)/python tests/bench/status.py
+	$(BIN)/python tests/bench/crls.py
 
 docs: setup ## write docs/configuration.md anew from the settings classes
 	$(BIN)/privyseal config docs >docs/configuration.md

@@ -180,7 +180,7 @@ class Demo:
         def refused() -> bool:
             with urllib.request.urlopen(crl_url(leaf), timeout=5) as answer:  # noqa: S310
                 part.write_bytes(answer.read())
-            return self.fails("openssl", "verify", "-crl_check", "-CAfile", self.roots, "-untrusted", live / "chain.pem",
+            return "certificate revoked" in self.refusal("openssl", "verify", "-crl_check", "-CAfile", self.roots, "-untrusted", live / "chain.pem",
                               "-CRLfile", part, live / "cert.pem")  # fmt: skip
 
         self.wait_for("the CRL lists the certificate", refused)
@@ -227,13 +227,13 @@ class Demo:
         require(done.returncode == 0, f"{shown}\nended with exit code {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def fails(self, *command: str | Path) -> bool:
-        """Whether ``command`` does not succeed."""
+    def refusal(self, *command: str | Path) -> str:
+        """What ``command`` says against it; nothing when it succeeds."""
         try:
             self.run(*command)
-        except StepFailedError:
-            return True
-        return False
+        except StepFailedError as error:
+            return str(error)
+        return ""
 
     def wait_for(self, what: str, holds: Callable[[], bool]) -> None:
         """Return once ``holds``."""
