@@ -7,8 +7,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from privyseal_acme.flow.context import Limits
 from privyseal_acme.flow.limits import RateLimit
@@ -25,10 +23,10 @@ from privyseal_ca.issuance.issuers import Issuer, IssuerSet, make_issuer, served
 from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.profile import load_profiles as read_profiles
+from privyseal_ca.revocation.anchors import published_certificates
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import IssuerRow, all_issuers, chains, find_secret
-from privyseal_ca.store.statement import Transaction
 from privyseal_ca.web.status import Anchors
 
 _log = structlog.get_logger("service")
@@ -95,29 +93,8 @@ def pointers_of(issuer_id: str, settings: Settings) -> Pointers:
 
 async def load_anchors(store: Store, home: Path) -> Anchors:
     """What relying parties fetch."""
-
-    def unit(transaction: Transaction) -> list[tuple[str, list[str]]]:
-        return [(row.id, chains(transaction, row.id)) for row in all_issuers(transaction)]
-
-    published: dict[str, tuple[bytes, bytes]] = {}
-    for issuer_id, pems in await store.read(unit):
-        if pems:
-            certificate = x509.load_pem_x509_certificates(pems[0].encode())[0]
-            published[issuer_id] = certificate.public_bytes(serialization.Encoding.DER), pems[0].encode()
-    try:
-        roots = (home / ROOTS_FILE).read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{home / ROOTS_FILE} cannot be read: {error.strerror}.") from error
-    for certificate in x509.load_pem_x509_certificates(roots):
-        key_id = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
-        published.setdefault(
-            key_id,
-            (
-                certificate.public_bytes(serialization.Encoding.DER),
-                certificate.public_bytes(serialization.Encoding.PEM),
-            ),
-        )
-    return Anchors(roots, published)
+    found = await store.read(lambda tx: published_certificates(tx, home / ROOTS_FILE))
+    return Anchors(found.roots_pem, found.issuers)
 
 
 async def open_nonce_store(settings: Settings, main: Store, stack: AsyncExitStack) -> Store:

@@ -14,7 +14,7 @@ from privyseal_acme.flow.context import Context
 from privyseal_acme.protocol.urls import new_id
 from privyseal_acme.readiness import status_reason
 from privyseal_ca.ceremony.responders import responder_keys
-from privyseal_ca.errors import PrivySealError
+from privyseal_ca.errors import PrivySealError, SignerMisconfiguredError
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.hsm.signer import SigningKey
 from privyseal_ca.ledger.entries import SERVICE_ACTOR
@@ -198,5 +198,14 @@ async def _open_keys(context: Context, hsm: Hsm) -> Mapping[str, SigningKey]:
         actor=SERVICE_ACTOR,
         correlation=new_id(context.random_bytes(16)),
     )
-    answering = [issuer.id for issuer in context.authority.issuers.answering]
-    return {issuer_id: await hsm.open_signing_key(uris[issuer_id]) for issuer_id in answering if issuer_id in uris}
+    active = {issuer.id for issuer in context.authority.issuers}
+    keys: dict[str, SigningKey] = {}
+    for issuer in context.authority.issuers.answering:
+        if issuer.id in uris:
+            try:
+                keys[issuer.id] = await hsm.open_signing_key(uris[issuer.id])
+            except SignerMisconfiguredError as error:
+                if issuer.id in active:
+                    raise
+                _log.warning("a retired issuer's OCSP responder is gone", issuer=issuer.identity.name, error=str(error))
+    return keys

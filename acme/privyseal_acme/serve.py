@@ -7,8 +7,8 @@ import resource
 import shlex
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import click
@@ -20,12 +20,14 @@ from cryptography.hazmat.primitives import hashes
 
 from privyseal_acme.listener import Listener
 from privyseal_acme.service import Service, running
+from privyseal_acme.status_role import status_running, waiting
 from privyseal_ca.config import ROOTS_FILE, Settings, parse_listener
 from privyseal_ca.errors import (
     DatabaseInUseError,
     PrivySealError,
     ServiceLockLostError,
     SignerUnavailableError,
+    StatusUnavailableError,
     StoreUnavailableError,
 )
 from privyseal_ca.telemetry.logs import configure_logs
@@ -44,17 +46,57 @@ _GC_THRESHOLDS = (20_000, 20, 50)
 
 def serve(settings: Settings, *, announce: Callable[[Settings, Service], str]) -> int:
     """Serve until the process is told to stop; the exit code. What ``announce`` gives is printed once all is ready."""
+
+    async def once(stop: asyncio.Event) -> None:
+        await _serve(settings, stop, lambda service: click.echo(announce(settings, service)))
+
+    def wait(error: _AwayError) -> AbstractAsyncContextManager[object]:
+        return _waiting(settings, error)
+
+    return _run(settings, once, wait)
+
+
+def serve_status(settings: Settings, *, folder: Path | None, announce: Callable[[str], str]) -> int:
+    """Serve what is known of revocation until the process is told to stop; the exit code. ``folder`` holds it, or else the
+    database. What ``announce`` gives for the base URL is printed once it is ready."""
+
+    async def once(stop: asyncio.Event) -> None:
+        await _serve_status(settings, folder, stop, lambda url: click.echo(announce(url)))
+
+    def wait(error: _AwayError) -> AbstractAsyncContextManager[object]:
+        return waiting(settings, error.part, error.message)
+
+    return _run(settings, once, wait)
+
+
+class _AwayError(PrivySealError):
+    """What the service needs to start is away, and may come back without anybody's doing."""
+
+    def __init__(self, part: str, reason: PrivySealError) -> None:
+        super().__init__(reason.message, hint=reason.hint)
+        self.part = part
+
+
+def _run(
+    settings: Settings,
+    once: Callable[[asyncio.Event], Awaitable[None]],
+    wait: Callable[[_AwayError], AbstractAsyncContextManager[object]],
+) -> int:
     prepare_process()
     configure_logs(settings.log)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve_until_stopped(settings, lambda service: click.echo(announce(settings, service))))
+        runner.run(_serve_until_stopped(once, wait))
     return 0
 
 
-async def _serve_until_stopped(settings: Settings, ready: Callable[[Service], None]) -> None:
-    """Serve until SIGTERM or SIGINT. ``ready`` is called once requests are answered.
+async def _serve_until_stopped(
+    once: Callable[[asyncio.Event], Awaitable[None]],
+    wait: Callable[[_AwayError], AbstractAsyncContextManager[object]],
+) -> None:
+    """Serve until SIGTERM or SIGINT.
 
-    A token or a database server that is away at the start is waited for: after the machine's own start they may come last.
+    A token, a database server or a folder that is away at the start is waited for inside ``wait``: after the machine's own
+    start they may come last.
 
     Raises:
         PrivySealError: the home cannot be used as it is, or another service has its database.
@@ -67,24 +109,18 @@ async def _serve_until_stopped(settings: Settings, ready: Callable[[Service], No
         loop.add_signal_handler(name, stop.set)
     while not stop.is_set():
         try:
-            await _serve(settings, stop, ready)
+            await once(stop)
         except _AwayError as error:
             _log.warning("the service waits to start", part=error.part, error=error.message, seconds=_START_SECONDS)
-            await _wait(settings, stop, error)
+            async with wait(error):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), _START_SECONDS)
         else:
             return
 
 
-class _AwayError(PrivySealError):
-    """What the service needs to start is away, and may come back without anybody's doing."""
-
-    def __init__(self, part: str, reason: PrivySealError) -> None:
-        super().__init__(reason.message, hint=reason.hint)
-        self.part = part
-
-
 async def _serve(settings: Settings, stop: asyncio.Event, ready: Callable[[Service], None]) -> None:
-    """Start, and serve until ``stop`` is set."""
+    """Start, and serve until ``stop`` is set. ``ready`` is called once requests are answered."""
     async with AsyncExitStack() as stack:
         try:
             service = await stack.enter_async_context(running(settings))
@@ -111,8 +147,28 @@ async def _serve(settings: Settings, stop: asyncio.Event, ready: Callable[[Servi
         )
 
 
-async def _wait(settings: Settings, stop: asyncio.Event, error: _AwayError) -> None:
-    """Tell whoever asks the plain listener why there is no service yet, until it is time to try again (promise P7)."""
+async def _serve_status(
+    settings: Settings, folder: Path | None, stop: asyncio.Event, ready: Callable[[str], None]
+) -> None:
+    """The same for the status role."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(status_running(settings, folder=folder))
+        except StoreUnavailableError as error:
+            raise _AwayError("database", error) from error
+        except StatusUnavailableError as error:
+            raise _AwayError("folder", error) from error
+        gc.freeze()
+        ready(settings.server.public_http)
+        _log.info("serving", url=settings.server.public_http, role="status")
+        await stop.wait()
+        _log.info("stopping")
+    _log.info("stopped")
+
+
+@asynccontextmanager
+async def _waiting(settings: Settings, error: _AwayError) -> AsyncIterator[None]:
+    """Tell whoever asks the plain listener why there is no service yet (promise P7)."""
 
     async def check() -> Readiness:
         return Readiness({error.part: error.message})
@@ -120,8 +176,7 @@ async def _wait(settings: Settings, stop: asyncio.Event, error: _AwayError) -> N
     anchors = Anchors((settings.home / ROOTS_FILE).read_bytes(), {})
     app = status_app(anchors, Metrics(), check)
     async with Listener(app, *parse_listener(settings.server.http), grace=1):
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _START_SECONDS)
+        yield
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -28,11 +28,13 @@ from typing import Any
 import pytest
 
 from fakes.dns import LOOPBACK, free_port
+from privyseal_acme.opening import open_hsm, open_store
 from privyseal_ca.ceremony.initialise import Surroundings, initialise
 from privyseal_ca.ceremony.plan import NameSpace, Plan
+from privyseal_ca.ceremony.responders import responder_keys
 from privyseal_ca.ceremony.settings_file import FirstSettings
 from privyseal_ca.clock import SystemClock
-from privyseal_ca.config import SETTINGS_FILE, Settings
+from privyseal_ca.config import SETTINGS_FILE, Settings, load_settings
 
 MakeSettings = Callable[..., Settings]
 
@@ -72,12 +74,25 @@ def home(tmp_path_factory: pytest.TempPathFactory, softhsm_home: Path, softhsm_m
         correlation="tests",
         progress=lambda _: None,
     )
-    ceremony = initialise(
-        directory, plan, FirstSettings(), embedded=True, root_pin_file=None, surroundings=surroundings
-    )
+
+    async def make() -> None:
+        await initialise(directory, plan, FirstSettings(), embedded=True, root_pin_file=None, surroundings=surroundings)
+        await _first_start(load_settings(directory))
+
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, ceremony).result()
+        thread.submit(asyncio.run, make()).result()
     return directory
+
+
+async def _first_start(settings: Settings) -> None:
+    """Make the responder's key, as a first start does, so that not every copy of the database brings one into the token."""
+    store, hsm = open_store(settings), open_hsm(settings)
+    await store.open()
+    try:
+        await responder_keys(store, hsm, SystemClock(), os.urandom, actor="service", correlation="tests")
+    finally:
+        await hsm.close()
+        await store.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,124 @@
-"""``privyseal status``."""
+"""``privyseal status`` and ``privyseal status publish``."""
 
-from typing import Any
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final
 
 import click
 from cryptography import x509
 
-from privyseal_ca.cli.frame import Command, Invocation, pass_invocation
+from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
 from privyseal_ca.cli.text import moment
 from privyseal_ca.cli.version import program_version
 from privyseal_ca.config import Settings
 from privyseal_ca.doctor import service_state
+from privyseal_ca.errors import ConfigurationError, StatusUnavailableError, StoreError
 from privyseal_ca.ledger.audit_tables import count_certificates
 from privyseal_ca.ledger.log import size
+from privyseal_ca.revocation.folder_publisher import FolderPublisher
+from privyseal_ca.revocation.folder_writer import FolderWriter
 from privyseal_ca.store.issuers import all_issuers, chains
 from privyseal_ca.store.migrate import schema_is_current
+from privyseal_ca.store.readonly import reading
 from privyseal_ca.store.statement import Transaction
 
+#: How often everything is compared, for what `follow` cannot see and for what is to be removed.
+_SWEEP_SECONDS: Final = 300.0
 
-@click.command("status", cls=Command)
+
+@click.group("status", cls=Group, invoke_without_command=True)
 @pass_invocation
 def status(invocation: Invocation) -> None:
     """Show the state of this authority."""
+    if click.get_current_context().invoked_subcommand is None:
+        _show(invocation)
+
+
+@status.command("publish")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--watch", is_flag=True, help="Go on until SIGTERM or SIGINT, and take over what changes.")
+@pass_invocation
+def publish(invocation: Invocation, folder: Path, watch: bool) -> None:
+    """Write CRLs, OCSP responses and certificates into a folder.
+
+    The folder is for a web server, or for `privyseal serve --role status --folder`. What is in it comes from the database
+    alone, which is only read: neither the token nor the service is needed. What is older never replaces what is newer.
+    """
+    settings = settings_of(invocation)
+    folder = folder.absolute()
+    clock = surroundings_of(invocation).clock
+
+    async def work() -> FolderPublisher:
+        async with reading(settings) as store:
+            with FolderWriter(folder) as writer:
+                publisher = FolderPublisher(
+                    store=store, writer=writer, settings=settings, clock=clock, progress=invocation.progress
+                )
+                with closing(publisher):
+                    await publisher.publish()
+                    if watch:
+                        invocation.progress(f"published into {folder}; watching for changes")
+                        await _until_told(publisher, settings.status.interval, invocation.progress)
+                return publisher
+
+    publisher = run(work())
+    counts = publisher.counts
+    written = {"certificates": counts.certificates, "crls": counts.crls, "responses": counts.responses}
+    document = {
+        "folder": str(folder),
+        "certificates": len(publisher.manifest.issuers),
+        "crls": len(publisher.manifest.crls),
+        "responses": publisher.responses,
+        "written": written,
+        "removed": counts.removed,
+        "kept_newer": counts.kept,
+    }
+    shown = ", ".join(f"{count} {what}" for what, count in written.items())
+    invocation.result(
+        document,
+        f"{folder}: {document['crls']} CRLs, {document['responses']} OCSP responses, {document['certificates']} CAs\n"
+        f"written: {shown}; removed: {counts.removed}; newer ones kept: {counts.kept}",
+    )
+
+
+async def _until_told(publisher: FolderPublisher, interval: float, progress: Callable[[str], None]) -> None:
+    """Take over changes every ``interval`` seconds until SIGTERM or SIGINT; look at everything now and then."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    problem = ""
+    swept_at = loop.time()
+    while not await _is_set(stop, interval):
+        try:
+            await publisher.follow()
+            # A sweep of many pages goes on where it was; changes come first.
+            until = loop.time() + interval
+            while loop.time() - swept_at >= _SWEEP_SECONDS and loop.time() < until and not stop.is_set():
+                if await publisher.sweep():
+                    swept_at = loop.time()
+        except (StoreError, StatusUnavailableError, ConfigurationError) as error:
+            if error.message != problem:
+                progress(f"not published: {error}")
+            problem = error.message
+        else:
+            if problem:
+                progress("published again")
+            problem = ""
+
+
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    """Whether ``event`` is set within ``seconds``."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()
+
+
+def _show(invocation: Invocation) -> None:
     settings = settings_of(invocation)
     now = surroundings_of(invocation).clock.now()
 

@@ -21,6 +21,7 @@ from privyseal_ca.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from privyseal_ca.store.lone_reader import LoneReader
 
 # One writing service per database: the key of PostgreSQL's advisory lock, "privyse" in ASCII.
 _SERVICE_LOCK = 0x70726976797365
@@ -54,6 +55,10 @@ class Backend(Protocol):
 
     def connect(self, *, writing: bool) -> Any:
         """A DB-API connection in autocommit mode: transactions are begun and ended by statements."""
+        ...
+
+    def lone_reader(self) -> LoneReader | None:
+        """What an inline backend reads with in a process that never writes."""
         ...
 
     def begin_patiently(self, connection: Any) -> None:
@@ -177,14 +182,7 @@ class SqliteBackend:
         try:
             if writing and not self._path.exists():
                 os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
-            connection = sqlite3.connect(
-                self._path.absolute().as_uri() + ("" if writing else "?mode=ro"),
-                uri=True,
-                isolation_level=None,
-                check_same_thread=False,
-                timeout=self._timeout,
-                cached_statements=512,
-            )
+            connection = self._open("" if writing else "mode=ro")
             if writing:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
@@ -192,12 +190,27 @@ class SqliteBackend:
                 # A commit that wrote the log back as well would be the one that waits long for the disk.
                 connection.execute("PRAGMA wal_autocheckpoint = 0")
                 connection.execute("PRAGMA busy_timeout = 0")
-            connection.execute("PRAGMA cache_size = -16384")
         except (OSError, sqlite3.Error) as error:
             raise StoreUnavailableError(
                 f"The database {self._path} cannot be opened: {error}.",
                 hint="Check that the file, its folder and the disk are readable and writable.",
             ) from error
+        return connection
+
+    def lone_reader(self) -> LoneReader:
+        """The file as another process leaves it."""
+        return LoneReader(self._path, self._open)
+
+    def _open(self, parameters: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?{parameters}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=self._timeout,
+            cached_statements=512,
+        )
+        connection.execute("PRAGMA cache_size = -16384")
         return connection
 
     def begin_patiently(self, connection: sqlite3.Connection) -> None:
@@ -297,6 +310,9 @@ class PostgresqlBackend:
                 f"PostgreSQL cannot be reached: {_first_line(error)}.", hint="Check database.url and the server."
             ) from error
         return connection
+
+    def lone_reader(self) -> None:
+        """Its readers are those of a process that writes as well."""
 
     def begin_patiently(self, connection: Any) -> None:
         """Begin; locks wait in the server, bounded by the connection's lock_timeout."""

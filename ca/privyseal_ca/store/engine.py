@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from privyseal_ca.errors import StoreError, StoreUnavailableError
 from privyseal_ca.store.backends import Backend, ServiceLock
+from privyseal_ca.store.lone_reader import LoneReader
 from privyseal_ca.store.statement import Transaction
 
 _log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ T = TypeVar("T")
 Unit = Callable[[Transaction], T]
 
 _GROUP = 256
+#: How often a read is tried that another process's first change spoils.
+_READINGS = 3
 #: Commits that take less than this many seconds on average are made on the event loop's thread.
 _SHORT_COMMIT = 0.0004
 #: After this many commits the database's log is written back, on the writer's thread.
@@ -62,10 +65,17 @@ class _Pending:
 
 
 class Store:
-    """One database as seen by one process. Belongs to the event loop it was opened on."""
+    """One database as seen by one process. Belongs to the event loop it was opened on.
 
-    def __init__(self, backend: Backend, *, queue: int, readers: int = 1, group_commit: bool = True) -> None:
+    With ``read_only`` it never writes: it makes no writing connection, changes no file, and stands no writer in the way.
+    """
+
+    def __init__(
+        self, backend: Backend, *, queue: int, readers: int = 1, group_commit: bool = True, read_only: bool = False
+    ) -> None:
         self._backend = backend
+        self._read_only = read_only
+        self._lone = backend.lone_reader() if read_only else None
         self._limit = queue
         self._group_commit = group_commit
         self._waiting: deque[_Pending] = deque()
@@ -94,11 +104,19 @@ class Store:
             StoreUnavailableError: the database cannot be reached.
         """
         self._loop = asyncio.get_running_loop()
-        self._writer = self._backend.connect(writing=True)
-        if self._backend.inline:
-            self._reader = self._backend.connect(writing=False)
-        else:
+        if not self._read_only:
+            self._writer = self._backend.connect(writing=True)
+        if not self._backend.inline:
             self._reader_pool = ThreadPoolExecutor(self._readers, thread_name_prefix="store-reader")
+        elif self._lone is None:
+            self._reader = self._backend.connect(writing=False)
+        if self._read_only:
+            try:
+                await self.read(lambda _: None)
+            except StoreUnavailableError:
+                await self.close()
+                raise
+            return
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self._thread.start()
         self.available = True
@@ -120,7 +138,7 @@ class Store:
             await asyncio.to_thread(self._thread.join)
         if self._reader_pool is not None:
             await asyncio.to_thread(self._reader_pool.shutdown)
-        for connection in (self._reader, self._writer, *self._pooled):
+        for connection in (self._lone, self._reader, self._writer, *self._pooled):
             if connection is not None:
                 with suppress(self._backend.errors):
                     connection.close()
@@ -133,9 +151,13 @@ class Store:
 
         Raises:
             StoreConflictError: a constraint refused the unit.
-            StoreUnavailableError: the queue is full, or the database failed. After a failed commit the unit may
-                still turn out to be stored: callers that cannot bear this look before they try again.
+            StoreUnavailableError: the queue is full, or the database failed, or this process only reads. After a
+                failed commit the unit may still turn out to be stored: callers that cannot bear this look before they try again.
         """
+        if self._read_only:
+            raise StoreUnavailableError(
+                "This process only reads the database.", hint="Changes are made by the service and by other commands."
+            )
         if self._closing:
             raise StoreUnavailableError("The service is stopping.", hint="Try again in a moment.")
         if len(self._waiting) >= self._limit:
@@ -158,11 +180,26 @@ class Store:
         Raises:
             StoreUnavailableError: the database failed.
         """
+        if self._lone is not None:
+            return self._read_alone(self._lone, unit)
         if self._reader_pool is None:
             # The writer's cache holds what it wrote; the reader's is empty after every commit of another connection.
             idle = self._idle.is_set() and self._writer is not None
             return self._read(lambda: self._begin_reading(self._writer if idle else self._reader), unit)
         return await self._loop.run_in_executor(self._reader_pool, self._read, self._begin_reading_pooled, unit)
+
+    def _read_alone(self, lone: LoneReader, unit: Unit[T]) -> T:
+        """Read once more where another process began to write just then."""
+        for _ in range(_READINGS):
+            try:
+                result = self._read(lambda: self._begin_reading(lone.connection()), unit)
+            except StoreUnavailableError:
+                self.available = False
+                lone.close()
+                raise
+            if lone.holds():
+                return result
+        raise StoreUnavailableError("The database was changed while it was read.", hint="Try again in a moment.")
 
     def _read(self, begin: Callable[[], Any], unit: Unit[T]) -> T:
         connection = None
@@ -170,7 +207,7 @@ class Store:
             connection = begin()
             cursor = connection.cursor()
             try:
-                return unit(Transaction(cursor, self._backend.dialect))
+                result = unit(Transaction(cursor, self._backend.dialect))
             finally:
                 cursor.execute("COMMIT")
         except self._backend.errors as error:
@@ -178,6 +215,9 @@ class Store:
                 with suppress(self._backend.errors):
                     connection.rollback()
             raise self._failure(error) from error
+        if self._read_only:
+            self.available = True
+        return result
 
     def _begin_reading(self, connection: Any) -> Any:
         connection.execute("BEGIN")
