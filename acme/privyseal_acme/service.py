@@ -186,6 +186,8 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         await _record(context, Kind.SERVICE_STARTED, await _started(context))
         stack.push_async_callback(_record_end, context)
 
+        anchors = await load_anchors(context.store, settings.home)
+        publication = await open_publication(context, foundation.hsm, anchors, stack)
         order_flow = OrderFlow(context)
         desk = IssuanceDesk(context, order_flow)
         grace = settings.server.shutdown_grace
@@ -198,7 +200,7 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
             account_flow=AccountFlow(context),
             order_flow=order_flow,
             authorization_flow=AuthorizationFlow(context, validations),
-            certificate_flow=CertificateFlow(context),
+            certificate_flow=CertificateFlow(context, publication.ocsp.announce),
             desk=desk,
         )
         tls = ServerTls(
@@ -210,8 +212,6 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         )
         await tls.renew()
 
-        anchors = await load_anchors(context.store, settings.home)
-        publication = await open_publication(context, foundation.hsm, anchors, stack)
         await publication.begin()
         readiness = readiness_check(context, foundation.hsm, publication.reason)
         status = status_app(

@@ -72,6 +72,15 @@ def test_from_good_to_revoked(service: RunningService, client: AcmeClient) -> No
     assert ask(other, issuer).certificate_status is _GOOD
 
 
+def test_what_acme_revokes_is_not_good_a_moment_later(start_service: StartService, new_client: NewClient) -> None:
+    # Nothing looks for revocations by itself here.
+    client = new_client(start_service())
+    leaf, issuer = pair(client.issue("a.test"))
+    assert ask(leaf, issuer).certificate_status is _GOOD
+    assert client.revoke(leaf.public_bytes(Encoding.DER)).status == 200
+    assert ask(leaf, issuer).certificate_status is _REVOKED
+
+
 def test_the_part_that_a_certificate_names_is_that_part(client: AcmeClient) -> None:
     leaf, _ = pair(client.issue("a.test"))
     (named,) = leaf.extensions.get_extension_for_class(x509.CRLDistributionPoints).value

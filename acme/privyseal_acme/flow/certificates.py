@@ -1,5 +1,6 @@
 """Certificates: download, revocation and renewal information (RFC 8555 sections 7.4.2 and 7.6, RFC 9773)."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +42,11 @@ class Chain:
 
 
 class CertificateFlow:
-    """What can be done with certificates."""
+    """What can be done with certificates. ``announce`` is told the serials that were revoked, once that is durable."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, announce: Callable[[Iterable[str]], None]) -> None:
         self._context = context
+        self._announce = announce
 
     async def chain(self, account: AccountRow, serial: str, index: int) -> Chain:
         """The certificate with its chain at ``index`` as PEM.
@@ -74,7 +76,7 @@ class CertificateFlow:
         certificate, der = _parse_certificate(message.certificate)
         now = context.clock.now()
 
-        def unit(transaction: Transaction) -> int:
+        def unit(transaction: Transaction) -> list[str]:
             row = find_certificate(transaction, serial_text(certificate.serial_number))
             if row is None or row.der != der:
                 raise malformed("The certificate was not issued here.", status=404)
@@ -97,9 +99,11 @@ class CertificateFlow:
             )
             if message.reason == KEY_COMPROMISE:
                 end_accounts_of_key(transaction, row.spki_sha256, correlation=correlation, now=now)
-            return len(rows)
+            return [revoked.serial for revoked in rows]
 
-        context.metrics.revoked.inc(await context.store.write(unit))
+        serials = await context.store.write(unit)
+        context.metrics.revoked.inc(len(serials))
+        self._announce(serials)
 
     async def renewal_info(self, certificate_id: str) -> tuple[dict[str, Any], int]:
         """When to renew (RFC 9773 section 4.2), and how many seconds until asking again.
