@@ -13,15 +13,27 @@ _log = structlog.get_logger("service")
 
 
 async def repeat(seconds: float, what: str, work: Callable[[], Awaitable[object]]) -> None:
-    """Do ``work`` every ``seconds``, for ever; a failure is logged and the next turn tries again."""
+    """Do ``work`` every ``seconds``, for ever; the next turn tries again what failed.
+
+    A failure is logged when it is another than that of the turn before, and its end is.
+    """
+    before = ""
     while True:
         await asyncio.sleep(seconds)
+        failure = ""
         try:
             await work()
         except PrivySealError as error:
-            _log.warning("background work failed", work=what, error=str(error))
-        except Exception:  # noqa: BLE001 (nobody waits for this task: what is to happen again must not end unnoticed)
-            _log.exception("background work failed", work=what)
+            failure = str(error)
+            if failure != before:
+                _log.warning("background work failed", work=what, error=failure)
+        except Exception as error:  # noqa: BLE001 (nobody waits for this task: what is to happen again must not end unnoticed)
+            failure = type(error).__name__
+            if failure != before:
+                _log.exception("background work failed", work=what)
+        if before and not failure:
+            _log.info("background work succeeds again", work=what)
+        before = failure
 
 
 def in_background(stack: AsyncExitStack, works: Iterable[Coroutine[Any, Any, None]]) -> None:

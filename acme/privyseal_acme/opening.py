@@ -24,6 +24,7 @@ from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.profile import load_profiles as read_profiles
 from privyseal_ca.revocation.anchors import published_certificates
+from privyseal_ca.revocation.bases import take_base
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import IssuerRow, all_issuers, chains, find_secret
@@ -60,9 +61,18 @@ def open_store(settings: Settings) -> Store:
 async def load_issuers(store: Store, hsm: Hsm, settings: Settings) -> IssuerSet:
     """Every active issuer with its key opened and its attributes read back (promise P1), and what retired ones need."""
     rows = await store.read(lambda tx: [(row, chains(tx, row.id)) for row in all_issuers(tx)])
+    *former, (first_shard, base_url) = await store.write(lambda tx: take_base(tx, settings.server.public_http))
 
     async def opened(row: IssuerRow, pems: Sequence[str]) -> Issuer:
-        return make_issuer(row, pems, await hsm.open_signing_key(row.key_uri), pointers=pointers_of(row.id, settings))
+        pointers = Pointers(
+            base_url=base_url,
+            issuer_id=row.id,
+            shards=settings.status.crl_shards,
+            deltas=settings.status.delta_crls,
+            first_shard=first_shard,
+            former=tuple(former),
+        )
+        return make_issuer(row, pems, await hsm.open_signing_key(row.key_uri), pointers=pointers)
 
     issuers = [await opened(row, pems) for row, pems in rows if row.state == "active"]
     if not issuers:
@@ -79,16 +89,6 @@ async def load_issuers(store: Store, hsm: Hsm, settings: Settings) -> IssuerSet:
                 _log.warning("a retired issuer's key is gone: no more CRLs and OCSP", issuer=row.name, error=str(error))
     retired = {row.id: served_chains(pems) for row, pems in rows if row.state == "retired"}
     return IssuerSet(issuers, retired=retired, finishing=finishing)
-
-
-def pointers_of(issuer_id: str, settings: Settings) -> Pointers:
-    """The public URLs of an issuer."""
-    return Pointers(
-        base_url=settings.server.public_http,
-        issuer_id=issuer_id,
-        shards=settings.status.crl_shards,
-        deltas=settings.status.delta_crls,
-    )
 
 
 async def load_anchors(store: Store, home: Path) -> Anchors:

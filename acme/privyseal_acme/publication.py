@@ -18,6 +18,7 @@ from privyseal_ca.errors import PrivySealError, SignerMisconfiguredError
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.hsm.signer import SigningKey
 from privyseal_ca.ledger.entries import SERVICE_ACTOR
+from privyseal_ca.revocation.anchors import ended_issuers
 from privyseal_ca.revocation.canary import Canaries
 from privyseal_ca.revocation.compromise import CompromisedKeys
 from privyseal_ca.revocation.ocsp import StoredOcsp
@@ -35,8 +36,8 @@ _log = structlog.get_logger("service")
 _RENEWAL_SECONDS = 60.0
 #: How often accounts are looked for whose key an operator has blocked.
 _BLOCKED_SECONDS = 5.0
-#: How many rounds of responses are made before revocations are looked for again.
-_TURNS = 8
+#: How many rounds of responses are made without a rest.
+_TURNS = 32
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Publication:
     compromised_keys: CompromisedKeys
     blocked_accounts: BlockedAccounts
     watcher: Watcher
+    anchors: Anchors
     context: Context
 
     async def begin(self) -> None:
@@ -66,6 +68,7 @@ class Publication:
             self.renew,
             partial(self.publish, full=False),
             partial(self.publish, full=True),
+            self.ocsp.follow,
             self.prepare,
         ):
             try:
@@ -79,8 +82,7 @@ class Publication:
         await self.canaries.renew_due()
 
     async def prepare(self) -> None:
-        """Look for revocations, and make the OCSP responses that are due."""
-        await self.ocsp.follow()
+        """Make the OCSP responses that are due."""
         for _ in range(_TURNS):
             if not await self.ready.prepare_due():
                 return
@@ -93,11 +95,14 @@ class Publication:
     def reason(self) -> str:
         """Why revocation cannot be relied upon; empty when it can."""
         issuers = [issuer.id for issuer in self.context.authority.issuers]
-        return status_reason(self.crls, self.context.clock, self.watcher, issuers=issuers)
+        ended = ended_issuers(self.anchors.issuers, self.context.clock.now())
+        return status_reason(self.crls, self.context.clock, self.watcher, issuers=issuers, ended=ended)
 
     def background(self) -> list[Coroutine[Any, Any, None]]:
         """What goes on for as long as the service runs."""
         return [
+            # What was revoked is told at once, however long a token takes over the responses.
+            repeat(self.interval, "revocations", self.ocsp.follow),
             repeat(self.interval, "OCSP", self.prepare),
             # A full CRL may be long: the parts do not wait for it.
             repeat(self.interval, "parts of CRLs", partial(self.publish, full=False)),
@@ -173,16 +178,18 @@ async def open_publication(context: Context, hsm: Hsm, anchors: Anchors, stack: 
             metrics=metrics,
             names={issuer.id: issuer.identity.name for issuer in answering},
         ),
+        anchors=anchors,
         context=context,
     )
 
 
 async def _watched(context: Context, anchors: Anchors, crls: StoredCrls, canaries: Canaries) -> Watched:
     """What is to be found at the public URLs."""
-    published = tuple(crls.published())
+    ended = ended_issuers(anchors.issuers, context.clock.now())
+    published = tuple(crl for crl in crls.published() if crl.issuer_id not in ended)
     answering = {issuer.id for issuer in context.authority.issuers.answering} | {crl.issuer_id for crl in published}
     return Watched(
-        issuers={issuer_id: der for issuer_id, (der, _) in anchors.issuers.items() if issuer_id in answering},
+        issuers={name: der for name, (der, _) in anchors.issuers.items() if name in answering - ended},
         crls=published,
         canaries=await canaries.current(),
     )

@@ -1,7 +1,7 @@
 """Whether a service can do its work, for whoever sends it requests (promise P7)."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import Final
 
 from privyseal_acme.flow.context import Context
@@ -53,10 +53,18 @@ def readiness_check(context: Context, hsm: Hsm, status: Callable[[], str]) -> Ch
     return _one_at_a_time(check)
 
 
-def status_reason(crls: CrlSource, clock: Clock, watcher: Watcher | None, *, issuers: Iterable[str] = ()) -> str:
+def status_reason(
+    crls: CrlSource,
+    clock: Clock,
+    watcher: Watcher | None,
+    *,
+    issuers: Iterable[str] = (),
+    ended: Container[str] = frozenset(),
+) -> str:
     """Why relying parties cannot rely on what is served; empty when they can.
 
-    A CRL is past its nextUpdate, one of ``issuers`` (ids) has no full CRL, there is none at all, or ``watcher`` says so. A
+    A CRL is past its nextUpdate, one of ``issuers`` (ids) has no full CRL, there is none at all, or ``watcher`` says so. Of
+    issuers that have ``ended`` there is no newer CRL, and nobody needs one. A
     server that only answers for revocation gives none: who balances load by readiness would keep every server away from the
     public URL because that URL does not answer.
     """
@@ -66,7 +74,7 @@ def status_reason(crls: CrlSource, clock: Clock, watcher: Watcher | None, *, iss
     now, known = clock.now(), False
     for crl in crls.published():
         known = True
-        if crl.next_update <= now:
+        if crl.next_update <= now and crl.issuer_id not in ended:
             return f"the CRL {_described(crl)} is out of date since {rfc3339(crl.next_update)}"
     if not known:
         return "there is no CRL"

@@ -168,14 +168,20 @@ async def _serve_status(
 
 @asynccontextmanager
 async def _waiting(settings: Settings, error: _AwayError) -> AsyncIterator[None]:
-    """Tell whoever asks the plain listener why there is no service yet (promise P7)."""
+    """Tell whoever asks the plain listener why there is no service yet, and serve what was published before (promise P7)."""
+    away = {error.part: error.message}
 
     async def check() -> Readiness:
-        return Readiness({error.part: error.message})
+        return Readiness(away)
 
-    anchors = Anchors((settings.home / ROOTS_FILE).read_bytes(), {})
-    app = status_app(anchors, Metrics(), check)
-    async with Listener(app, *parse_listener(settings.server.http), grace=1):
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(status_running(settings, folder=None, away=away))
+        except PrivySealError:
+            # The database is what is away.
+            anchors = Anchors((settings.home / ROOTS_FILE).read_bytes(), {})
+            app = status_app(anchors, Metrics(), check)
+            await stack.enter_async_context(Listener(app, *parse_listener(settings.server.http), grace=1))
         yield
 
 

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import structlog
@@ -23,7 +24,7 @@ from privyseal_ca.clock import Clock, SystemClock
 from privyseal_ca.config import ROOTS_FILE, Settings, parse_listener
 from privyseal_ca.errors import PrivySealError, StatusUnavailableError, StoreUnavailableError
 from privyseal_ca.ledger.log import size
-from privyseal_ca.revocation.anchors import PublishedCertificates, published_certificates
+from privyseal_ca.revocation.anchors import PublishedCertificates, ended_issuers, published_certificates
 from privyseal_ca.revocation.canary import current_canaries
 from privyseal_ca.revocation.folder import FolderStatus
 from privyseal_ca.revocation.ocsp import StoredOcsp
@@ -42,6 +43,7 @@ _ISSUERS_SECONDS: Final = 60.0
 #: How long the database may take to answer before it counts as away.
 _PATIENCE: Final = 2.0
 _HEALTH_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +85,11 @@ class _Origin(Protocol):
 
 @asynccontextmanager
 async def status_running(
-    settings: Settings, *, folder: Path | None, clock: Clock | None = None
+    settings: Settings, *, folder: Path | None, clock: Clock | None = None, away: Mapping[str, str] = NOTHING
 ) -> AsyncIterator[StatusService]:
     """A status role that answers inside the block, from ``folder`` or else from the database of ``settings``.
+
+    ``away`` is what else readiness tells of, with the reason: parts of the service in whose place this stands.
 
     Raises:
         StoreUnavailableError: the database is away.
@@ -103,7 +107,7 @@ async def status_running(
             origin = await _Database.opened(store, settings, clock, metrics)
         issuers = dict(origin.certificates.issuers)
         watcher = Watcher(
-            expected=partial(_watched, origin),
+            expected=partial(_watched, origin, clock),
             base_url=settings.server.public_http,
             settings=settings.status,
             clock=clock,
@@ -112,7 +116,7 @@ async def status_running(
         app = status_app(
             Anchors(origin.certificates.roots_pem, issuers),
             metrics,
-            _readiness(origin, watcher, clock, metrics),
+            _readiness(origin, watcher, clock, metrics, away),
             crls=origin.crls,
             ocsp=origin.ocsp,
             max_age=settings.status.max_age,
@@ -257,6 +261,9 @@ class _Replaceable:
 
     def replace(self, source: StoredOcsp) -> None:
         """Answer from ``source``."""
+        if self._source is not None:
+            # What is revoked between the last look of the one and the first of the other is in nobody's cache either.
+            source.go_on_from(self._source)
         for forget in self._listeners:
             source.on_change(forget)
         self._source = source
@@ -277,9 +284,10 @@ class _Replaceable:
             await self._source.follow()
 
 
-async def _watched(origin: _Origin) -> Watched:
+async def _watched(origin: _Origin, clock: Clock) -> Watched:
     """What is to be found at the public URLs."""
-    crls = tuple(origin.crls.published())
+    ended = ended_issuers(origin.certificates.issuers, clock.now())
+    crls = tuple(crl for crl in origin.crls.published() if crl.issuer_id not in ended)
     answering = {crl.issuer_id for crl in crls}
     return Watched(
         issuers={name: der for name, (der, _) in origin.certificates.issuers.items() if name in answering},
@@ -288,15 +296,20 @@ async def _watched(origin: _Origin) -> Watched:
     )
 
 
-def _readiness(origin: _Origin, watcher: Watcher, clock: Clock, metrics: Metrics) -> Callable[[], Awaitable[Readiness]]:
+def _readiness(
+    origin: _Origin, watcher: Watcher, clock: Clock, metrics: Metrics, away: Mapping[str, str]
+) -> Callable[[], Awaitable[Readiness]]:
     """The parts ``public``, which is what the watcher sees, is shown and does not count: whoever balances load by readiness
     would otherwise keep every server away from the public URL because the URL does not answer.
     """
 
     async def check() -> Readiness:
         parts = {
+            **away,
             origin.part: origin.problem,
-            "status": status_reason(origin.crls, clock, None),
+            "status": status_reason(
+                origin.crls, clock, None, ended=ended_issuers(origin.certificates.issuers, clock.now())
+            ),
             "public": watcher.reason(),
         }
         for part, reason in parts.items():

@@ -2,7 +2,10 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
+
+#: How many seconds a thisUpdate may be ahead of the clock before the clock that made it counts as having been wrong.
+CLOCK_STEP: Final = 300
 
 
 class Clock(Protocol):

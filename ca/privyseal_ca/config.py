@@ -78,7 +78,8 @@ class ServerSettings(_Section):
     )
     http_url: str = Field(
         "",
-        description="Public base URL of the plain listener; it goes into certificates. From `http` when empty.",
+        description="Public base URL of the plain listener; it goes into certificates. From `http` when empty. Every relying "
+        "party must reach it, and a change makes parts of CRLs useless for certificates from before.",
     )
     names: tuple[str, ...] = Field(
         (),
@@ -362,7 +363,7 @@ class StatusSettings(_Section):
         ge=0,
         le=3600,
         description="How long after its issuance a certificate's first responses are made, so that nobody waits for them. "
-        "Who asks earlier gets one made at once.",
+        "Who asks the service earlier gets one made at once; the status role and published files have none until then.",
     )
     ocsp_queue: int = Field(
         64,

@@ -3,11 +3,12 @@
 import http.client
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from cryptography import x509
@@ -20,18 +21,20 @@ from privyseal_ca.ceremony.roots import roots
 from privyseal_ca.ceremony.transcript import FINISHED
 from privyseal_ca.clock import Clock, rfc3339
 from privyseal_ca.config import ROOTS_FILE, Settings, parse_listener
-from privyseal_ca.errors import PrivySealError
+from privyseal_ca.errors import PrivySealError, StatusUnavailableError
 from privyseal_ca.hsm.attributes import spki_sha256
 from privyseal_ca.hsm.pin import CREDENTIAL
 from privyseal_ca.hsm.softhsm import use_embedded
 from privyseal_ca.hsm.uri import KeyUri
 from privyseal_ca.issuance.profile import load_profiles
+from privyseal_ca.issuance.record import serial_text
 from privyseal_ca.ledger.audit_tables import end_of_ledger
+from privyseal_ca.ledger.crl_reader import CrlReader, MalformedCrlError
 from privyseal_ca.ledger.entries import decode_entry
 from privyseal_ca.ledger.log import entries
 from privyseal_ca.revocation.published import FULL
 from privyseal_ca.store.backends import Backend, backend_for
-from privyseal_ca.store.crls import CrlRow, all_crls
+from privyseal_ca.store.crls import CrlRow, all_crls, find_part
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import IssuerRow, all_issuers, chains, find_fact
 from privyseal_ca.store.migrate import schema_is_current
@@ -126,6 +129,13 @@ class Doctor:
             if issuer.state in {"active", "retired"} and end > self._clock.now():
                 yield self._check_crl(issuer, crls.get(issuer.id), absent)
                 yield self._check_responder(issuer, responders.get(issuer.id), absent)
+            if issuer.state == "active" and await _is_revoked_above(store, crls, pems):
+                yield Finding(
+                    Level.FAIL,
+                    f"crl above {issuer.name}",
+                    "The CRL of the CA above it lists its certificate: relying parties refuse what it signs.",
+                    f"Make another with `privyseal issuer create`, and run: privyseal issuer retire {issuer.name}",
+                )
 
     async def _examine_tokens(self, store: Store, issuers: list[IssuerRow]) -> Findings:
         wrapping = await store.read(lambda tx: find_fact(tx, WRAPPING_KEY_FACT))
@@ -328,6 +338,33 @@ class Doctor:
 
     def _backend(self) -> Backend:
         return backend_for(self._settings.database_url, durable=True, timeout=self._settings.database.timeout)
+
+
+async def _is_revoked_above(store: Store, crls: Mapping[str, CrlRow], pems: Sequence[str]) -> bool:
+    """Whether a CA in the chains ``pems`` is on the CRL of the one above it."""
+    for pem in pems:
+        chain = x509.load_pem_x509_certificates(pem.encode())
+        for certificate, above in pairwise(chain):
+            crl = crls.get(subject_key_identifier(above).digest.hex())
+            if crl is not None and await _lists(store, crl, serial_text(certificate.serial_number)):
+                return True
+    return False
+
+
+async def _lists(store: Store, crl: CrlRow, serial: str) -> bool:
+    """Whether ``crl``, which is read piece by piece, has ``serial``."""
+    reader, position = CrlReader(), 0
+    piece = partial(find_part, issuer_id=crl.issuer_id, scope=crl.scope, number=crl.number, delta=False)
+    while found := await store.read(partial(piece, position=position)):
+        try:
+            if any(entry.serial == serial for entry in reader.feed(found)):
+                return True
+        except MalformedCrlError as error:
+            raise StatusUnavailableError(
+                f"The stored CRL {crl.number} of {crl.issuer_id} is malformed.", hint="Run `privyseal ledger verify`."
+            ) from error
+        position += 1
+    return False
 
 
 def service_state(settings: Settings) -> str | None:

@@ -128,16 +128,15 @@ class Authority:
     def pointers(self) -> Pointers:
         return Pointers(BASE_URL, self.id, shards=2)
 
-    def record(self, transaction: Transaction, kind: Kind, payload: Payload) -> int:
-        return append(
-            transaction, encode_entry(kind, time=NOW, actor="operator:tests", correlation="c", payload=payload)
-        )
+    def record(self, transaction: Transaction, kind: Kind, payload: Payload, *, actor: str = "operator:tests") -> int:
+        return append(transaction, encode_entry(kind, time=NOW, actor=actor, correlation="c", payload=payload))
 
     def intend(self, transaction: Transaction, certificate: x509.Certificate) -> None:
         digest = sha256(certificate.tbs_certificate_bytes).digest()
         serial = serial_text(certificate.serial_number)
         open_intent(transaction, IntentRow(serial, self.id, digest, int(NOW), "account:a", "c", None))
-        self.record(transaction, Kind.INTENT, {"issuer": self.id, "serial": serial, "tbs_sha256": digest.hex()})
+        payload = {"issuer": self.id, "profile": "mtls", "serial": serial, "tbs_sha256": digest.hex()}
+        self.record(transaction, Kind.INTENT, payload, actor="account:a")
 
     def finish(
         self,

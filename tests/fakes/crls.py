@@ -1,7 +1,7 @@
 """A publisher of CRLs over a real store and a real token, with a clock that tests turn."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -58,6 +58,12 @@ def issuer_of(
     return make_issuer(row, [pem], key, pointers=Pointers(base_url, row.id, shards=4))
 
 
+def pointing(issuer: Issuer, settings: StatusSettings) -> Issuer:
+    """``issuer`` with the number of parts that ``settings`` say."""
+    pointers = replace(issuer.identity.pointers, shards=settings.crl_shards)
+    return replace(issuer, identity=replace(issuer.identity, pointers=pointers))
+
+
 @dataclass
 class Desk:
     """A publisher and what it publishes."""
@@ -76,6 +82,7 @@ class Desk:
     def restart(self, **changes: Any) -> None:
         """A new publisher, which knows only what is in the database."""
         self.settings = StatusSettings(**{**self.settings.model_dump(), **changes})
+        self.issuers = [pointing(issuer, self.settings) for issuer in self.issuers]
         self.publisher = CrlPublisher(
             store=self.store, issuers=self.issuers, settings=self.settings, clock=self.clock, metrics=self.metrics
         )

@@ -128,6 +128,15 @@ def make_settings(settings_factory: MakeSettings) -> MakeSettings:
     return settings_factory
 
 
+def never_started(settings: Settings) -> Settings:
+    """The same home as it was before its first start: without OCSP responders."""
+    with closing(sqlite3.connect(settings.database_url.removeprefix("sqlite:///"))) as connection:
+        connection.execute("DELETE FROM ocsp_responder")
+        connection.execute("DELETE FROM fact WHERE name LIKE 'ocsp-label:%'")
+        connection.commit()
+    return settings
+
+
 def copy_database(source: Path, target: Path) -> None:
     """Copy a SQLite database, whatever is in its write-ahead log included."""
     with closing(sqlite3.connect(source)) as reader, closing(sqlite3.connect(target)) as writer:

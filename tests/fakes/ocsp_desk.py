@@ -5,17 +5,20 @@ restart looks like.
 """
 
 import os
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509 import ocsp
 
 from fakes import issuing
 from fakes.service import FakeClock
+from privyseal_acme.cli import cli
 from privyseal_acme.opening import load_issuers, open_hsm, open_store
 from privyseal_ca.ceremony.responders import responder_keys
 from privyseal_ca.config import Settings
@@ -198,6 +201,15 @@ async def ocsp_desk(
         desk = OcspDesk(settings, clock, store, hsm, authority, certificates, responders, source, ready, metrics)
         source.on_change(desk.forgotten.extend)
         yield desk
+
+
+def add_issuer(settings: Settings, *options: str) -> str:
+    """Another issuer in the database of ``settings``, made by the command; its name."""
+    name = f"other-{secrets.token_hex(4)}"
+    environment = {"PRIVYSEAL_HOME": str(settings.home), "PRIVYSEAL_DATABASE__URL": settings.database_url}
+    result = CliRunner().invoke(cli, ["issuer", "create", name, *options], env=environment)
+    assert result.exit_code == 0, result.output
+    return name
 
 
 def _verify(key: Any, response: ocsp.OCSPResponse) -> None:

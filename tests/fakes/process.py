@@ -191,10 +191,15 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def served(
-    home: Path, settings: Mapping[str, str] | None = None, *, init: tuple[str, ...] = ()
+    home: Path, settings: Mapping[str, str] | None = None, *, init: tuple[str, ...] = (), named: bool = False
 ) -> Iterator[ServerProcess]:
-    """A fresh home with its service ready. At the end it is stopped as its owner would, and has to exit with 0."""
+    """A fresh home with its service ready. At the end it is stopped as its owner would, and has to exit with 0.
+
+    ``named`` sets ``server.http_url``, so that the intermediate's certificate points to the root's CRL.
+    """
     server = ServerProcess(home, settings)
+    if named:
+        server.settings["SERVER__HTTP_URL"] = server.http_url
     try:
         server.init(*init)
         server.start()

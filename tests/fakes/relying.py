@@ -94,9 +94,14 @@ class Identity:
     @cached_property
     def crl_url(self) -> str:
         """The part of the CRL that the certificate names."""
-        (point,) = self.certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
-        assert point.full_name is not None
-        return str(point.full_name[0].value)
+        return crl_url(self.certificate)
+
+
+def crl_url(certificate: x509.Certificate) -> str:
+    """The CRL that a certificate names."""
+    (point,) = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    assert point.full_name is not None
+    return str(point.full_name[0].value)
 
 
 class Authority:
@@ -182,6 +187,13 @@ def ask(identity: Identity, algorithm: hashes.HashAlgorithm, *, by_get: bool = F
     return ocsp.load_der_ocsp_response(fetch(identity.ocsp_url, der, "application/ocsp-request"))
 
 
+def authority_key(crl: str) -> str:
+    """The id of the CA that signed ``crl`` (PEM)."""
+    found = x509.load_pem_x509_crl(crl.encode()).extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    assert found.key_identifier is not None
+    return found.key_identifier.hex()
+
+
 def code_blocks() -> list[tuple[str, str]]:
     """Heading and language of every block of the page."""
     return [(heading, language) for heading, found in _sections().items() for language, _ in found]
@@ -243,14 +255,25 @@ class Relying:
 
     @property
     def crls(self) -> Path:
-        """The full CRL of every CA in the chain."""
+        """The full CRL of every CA."""
         return self.folder / "crls.pem"
 
-    def refresh(self, *command: str | Path, base: str | None = None, expect: int | None = 0) -> str:
+    def keep_crl_of(self, authority: str) -> None:
+        """Leave in the file the CRL of this CA alone."""
+        (crl,) = (
+            each
+            for each in re.findall(
+                r"-----BEGIN.*?END X509 CRL-----\n", self.crls.read_text(encoding="ascii"), re.DOTALL
+            )
+            if authority_key(each) == self.authority.ids[authority]
+        )
+        self.crls.write_text(crl, encoding="ascii")
+
+    def refresh(self, *command: str | Path, base: str | None = None, expect: int | None = 0, **environment: str) -> str:
         """Run the page's script, with ``command`` to be run when there is something new. What it printed."""
         done = run_command(
             *("sh", self._script, base or self.authority.http_url, self.folder, *(command or ("true",))),
-            env=clean_environment(),
+            env=clean_environment(**environment),
             expect=expect,
         )
         return done.stdout + done.stderr
@@ -267,7 +290,7 @@ def running_authority(folder: Path, **more: str) -> Iterator[Authority]:
             "STATUS__INTERVAL": "0.1",
             **more,
         }
-        with served(folder / "home", settings, init=("--allow-dns", ZONE)) as server:
+        with served(folder / "home", settings, init=("--allow-dns", ZONE), named=True) as server:
             client = AcmeClient(server.directory, server.roots, http01=http01)
             client.register()
             try:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable
@@ -318,6 +319,81 @@ async def test_it_makes_a_root_and_an_intermediate(home: Home) -> None:
     assert KeyUri.parse(issuers["root"].key_uri).token != KeyUri.parse(issuers["issuing-1"].key_uri).token
 
 
+#: authorityInfoAccess and cRLDistributionPoints.
+POINTERS = {"1.3.6.1.5.5.7.1.1", "2.5.29.31"}
+
+
+def pointers(certificate: x509.Certificate) -> list[str]:
+    """Where a certificate says that its issuer and that one's CRL are."""
+    found = [each for each in certificate.extensions if each.oid.dotted_string in POINTERS]
+    assert not any(extension.critical for extension in found)
+    return [url for extension in found for url in re.findall(r"http://[^']+", repr(extension.value))]
+
+
+async def test_an_intermediate_names_the_roots_crl_at_the_public_url(home: Home) -> None:
+    home.first = FirstSettings(http_url="http://ca.corp.example/pki/")
+    await home.init()
+    issuing, root = await home.chain("issuing-1")
+    root_id = (await home.issuers())["root"].id
+    assert pointers(issuing) == [
+        f"http://ca.corp.example/pki/issuers/{root_id}.cer",
+        f"http://ca.corp.example/pki/crl/{root_id}.crl",
+    ]
+    assert pointers(root) == []
+    began = (await home.transcript())[0]["payload"]
+    assert began["http_url"] == "http://ca.corp.example/pki"
+    assert (await home.audit()).ca_certificates == 2
+
+
+async def test_without_a_public_url_no_listener_stands_in_the_intermediate(home: Home) -> None:
+    home.first = FirstSettings(http="127.0.0.1:8081")
+    await home.init()
+    issuing, root = await home.chain("issuing-1")
+    assert pointers(issuing) == pointers(root) == []
+    assert (await home.transcript())[0]["payload"]["http_url"] is None
+
+
+@pytest.mark.parametrize("where", ["file", "environment"])
+async def test_an_owners_own_setting_of_the_public_url_counts(
+    home: Home, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if where == "file":
+        home.path.mkdir()
+        (home.path / "privyseal.toml").write_text('[server]\nhttp_url = "http://ca.example"\n')
+    else:
+        monkeypatch.setenv("PRIVYSEAL_SERVER__HTTP_URL", "http://ca.example")
+    await home.init()
+    assert all(url.startswith("http://ca.example/") for url in pointers((await home.chain("issuing-1"))[0]))
+
+
+async def test_an_interrupted_ceremony_is_not_continued_with_another_url(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRIVYSEAL_SERVER__HTTP_URL", "http://first.example")
+    with pytest.raises(InterruptedError_):
+        await home.init(Steps(stop_at=6))
+    before = await home.kinds()
+    for other in ("http://second.example", ""):
+        monkeypatch.setenv("PRIVYSEAL_SERVER__HTTP_URL", other)
+        with pytest.raises(ConfigurationError, match="http_url differ"):
+            await home.init()
+    assert await home.kinds() == before
+    monkeypatch.setenv("PRIVYSEAL_SERVER__HTTP_URL", "http://first.example")
+    await home.init()
+    assert len(pointers((await home.chain("issuing-1"))[0])) == 2
+
+
+async def test_a_url_that_no_certificate_can_hold_is_refused_before_anything_is_made(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRIVYSEAL_SERVER__HTTP_URL", "http://b\u00fccher.example")
+    with pytest.raises(ConfigurationError, match="no certificate can hold"):
+        await home.init()
+    monkeypatch.setenv("PRIVYSEAL_SERVER__HTTP_URL", "http://xn--bcher-kva.example")
+    await home.init()
+    assert await home.kinds() == TRANSCRIPT
+
+
 async def test_what_the_tokens_say_is_recorded(home: Home) -> None:
     await home.init()
     generated = [entry["payload"] for entry in await home.transcript() if entry["kind"] == Kind.KEY_GENERATED]
@@ -611,6 +687,7 @@ def offline(home: Home) -> Home:
 
 
 async def test_an_offline_root_signs_the_request(offline: Home) -> None:
+    offline.first = FirstSettings(http_url="http://ca.corp.example")
     outcome = await offline.init()
     assert outcome.root is None
     assert outcome.request == offline.path / "issuing-1.csr"
@@ -619,6 +696,7 @@ async def test_an_offline_root_signs_the_request(offline: Home) -> None:
     csr = x509.load_pem_x509_csr(outcome.request.read_bytes())
     assert csr.extensions.get_extension_for_class(x509.BasicConstraints).value == x509.BasicConstraints(True, 0)
     assert csr.extensions.get_extension_for_class(x509.NameConstraints).critical
+    assert not POINTERS & {extension.oid.dotted_string for extension in csr.extensions}
     assert (await offline.issuers())["issuing-1"].state == "pending"
 
     root = OfflineRoot()
@@ -630,6 +708,14 @@ async def test_an_offline_root_signs_the_request(offline: Home) -> None:
     assert (await offline.audit()).ca_certificates == 1
     with pytest.raises(ConfigurationError, match="initialised already"):
         await offline.init()
+
+
+async def test_an_offline_ceremony_goes_on_with_another_url(offline: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The URL stands in nothing that it makes."""
+    with pytest.raises(InterruptedError_):
+        await offline.init(Steps(stop_at=6))
+    monkeypatch.setenv("PRIVYSEAL_SERVER__HTTP_URL", "http://ca.corp.example")
+    await offline.init()
 
 
 async def test_an_offline_ceremony_may_be_interrupted_too(offline: Home) -> None:

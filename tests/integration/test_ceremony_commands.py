@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import socket
 import sqlite3
 from collections.abc import Callable
@@ -199,6 +200,18 @@ def test_another_issuer_is_made_and_retired(commands: Commands) -> None:
     commands.run("issuer", "retire", name, expect=1)
     for bad in ("root", "UPPER", "a/b", ""):
         commands.run("issuer", "create", bad, expect=2)
+
+
+def test_another_issuer_names_the_roots_crl_when_the_public_url_is_set(commands: Commands) -> None:
+    root_id = commands.json("issuer", "show", "root")["id"]
+    urls = [f"http://ca.test/issuers/{root_id}.cer", f"http://ca.test/crl/{root_id}.crl"]
+    for number, (url, named) in enumerate({"http://ca.test": urls, "": []}.items()):
+        name = f"pointing-{os.getpid()}-{commands.database.stem}-{number}"
+        commands.run("issuer", "create", name, PRIVYSEAL_SERVER__HTTP_URL=url)
+        certificate = x509.load_pem_x509_certificates(commands.json("issuer", "show", name)["chains"][0].encode())[0]
+        text = " ".join(repr(extension) for extension in certificate.extensions)
+        assert re.findall(r"http://[^']+", text) == named
+    assert commands.json("ledger", "verify")["ca_certificates"] == 4
 
 
 def test_a_request_is_written_instead_when_asked(commands: Commands) -> None:

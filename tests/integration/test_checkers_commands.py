@@ -1,29 +1,38 @@
 """OpenSSL, GnuTLS, curl and pyca/cryptography look at certificates, CRLs and OCSP responses that the service gave them."""
 
 import base64
+import http.server
+import os
+import threading
 import time
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from fakes.dns import LOOPBACK
 from fakes.process import run_command
-from fakes.relying import SHA1, Authority, Identity, Relying, ask, fetch, running_authority
+from fakes.relying import SHA1, Authority, Identity, Relying, ask, crl_url, fetch, running_authority
 from fakes.relying_programs import eventually
 
 pytestmark = pytest.mark.client
 pytest_plugins = ("fakes.relying_fixtures",)
 
+PEM = Encoding.PEM
+
 
 def part_of(identity: Identity, folder: Path) -> Path:
     """The part of the CRL that a certificate names, as PEM."""
     path = folder / "part.pem"
-    path.write_bytes(x509.load_der_x509_crl(fetch(identity.crl_url)).public_bytes(serialization.Encoding.PEM))
+    path.write_bytes(x509.load_der_x509_crl(fetch(identity.crl_url)).public_bytes(PEM))
     return path
 
 
@@ -49,6 +58,22 @@ def test_openssl_verifies_by_the_part_that_the_certificate_names(
 def test_openssl_verifies_the_whole_chain_by_full_crls(relying: Relying, good: Identity, bad: Identity) -> None:
     assert verified(relying, good, "-crl_check_all", "-CRLfile", relying.crls) == "OK"
     assert verified(relying, bad, "-crl_check_all", "-CRLfile", relying.crls) == "certificate revoked"
+
+
+def test_openssl_verifies_the_whole_chain_by_what_its_certificates_name(
+    relying: Relying, authority: Authority, good: Identity, bad: Identity, tmp_path: Path
+) -> None:
+    """Nothing but the certificates says where to look: the leaf for its part, the issuing CA for the root's CRL."""
+    assert crl_url(good.issuer) == f"{authority.http_url}/crl/{authority.ids['root']}.crl"
+    roots = tmp_path / "root.crl"
+    for identity, said in ((good, "OK"), (bad, "certificate revoked")):
+        roots.write_bytes(x509.load_der_x509_crl(fetch(crl_url(identity.issuer))).public_bytes(PEM))
+        files = ("-CRLfile", part_of(identity, tmp_path), "-CRLfile", roots)
+        assert verified(relying, identity, "-crl_check_all", *files) == said
+    access = good.issuer.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
+    (issuer,) = access
+    root = x509.load_der_x509_certificate(fetch(str(issuer.access_location.value)))
+    assert root.public_bytes(PEM) == relying.roots.read_bytes()
 
 
 def test_openssl_refuses_without_the_crl_that_counts(relying: Relying, authority: Authority, tmp_path: Path) -> None:
@@ -80,7 +105,7 @@ def test_openssl_follows_a_delta(tmp_path: Path) -> None:
         (point,) = fresh
         assert point.full_name is not None
         delta = x509.load_der_x509_crl(fetch(str(point.full_name[0].value)))
-        (tmp_path / "delta.pem").write_bytes(delta.public_bytes(serialization.Encoding.PEM))
+        (tmp_path / "delta.pem").write_bytes(delta.public_bytes(PEM))
         deltas = ("-CRLfile", tmp_path / "delta.pem", "-extended_crl", "-use_deltas")
         assert verified(relying, leaver, "-crl_check", *files, *deltas) == "certificate revoked"
         assert (
@@ -170,20 +195,24 @@ def test_cryptography_verifies_the_responder(good: Identity, bad: Identity, algo
         key.verify(answer.signature, answer.tbs_response_bytes, ec.ECDSA(answer.signature_hash_algorithm))
 
 
-def test_the_bundle_that_the_command_writes(relying: Relying, authority: Authority, good: Identity) -> None:
-    """`privyseal crl bundle` gives the same CRLs as the script."""
+def test_the_bundle_is_the_same_wherever_it_comes_from(
+    relying: Relying, authority: Authority, good: Identity, tmp_path: Path
+) -> None:
+    """Over HTTP, by `privyseal crl bundle`, and in a published folder; the script takes it as it is."""
+    written = tmp_path / "crls.pem"
 
-    def scopes(text: str) -> set[bytes]:
-        end = "-----END X509 CRL-----\n"
-        crls = [x509.load_pem_x509_crl((each + end).encode()) for each in text.split(end)[:-1]]
-        assert all(crl.next_update_utc is not None for crl in crls)
-        return {crl.issuer.public_bytes() for crl in crls}
+    def same() -> bool:
+        relying.refresh()
+        authority.server.command("crl", "bundle", "--out", written)
+        authority.server.command("status", "publish", tmp_path / "published")
+        forms = (fetch(f"{authority.http_url}/crls.pem"), (tmp_path / "published" / "crls.pem").read_bytes())
+        return relying.crls.read_bytes() == written.read_bytes() == forms[0] == forms[1]
 
-    by_script = relying.crls.read_text(encoding="ascii")
-    authority.server.command("crl", "bundle", "--out", relying.crls)
-    assert scopes(relying.crls.read_text(encoding="ascii")) == scopes(by_script)
-    assert len(scopes(by_script)) == 2
-    assert verified(relying, good, "-crl_check_all", "-CRLfile", relying.crls) == "OK"
+    eventually(same)
+    crls = x509.load_pem_x509_crl(written.read_bytes()), written.read_text().count("BEGIN X509 CRL")
+    assert crls[0].next_update_utc is not None
+    assert crls[1] == 2
+    assert verified(relying, good, "-crl_check_all", "-CRLfile", written) == "OK"
 
 
 def test_the_script_takes_no_crl_that_is_not_signed_by_the_chain(
@@ -193,10 +222,10 @@ def test_the_script_takes_no_crl_that_is_not_signed_by_the_chain(
     before = relying.crls.read_bytes()
     key = ec.generate_private_key(ec.SECP256R1())
     chain = x509.load_pem_x509_certificates(relying.chain.read_bytes())
-    relying.chain.write_bytes(b"".join(_resigned(each, key).public_bytes(serialization.Encoding.PEM) for each in chain))
+    relying.chain.write_bytes(b"".join(_resigned(each, key).public_bytes(PEM) for each in chain))
     authority.revoked()
     said = relying.refresh("touch", tmp_path / "reloaded", expect=1)
-    assert "verify failure" in said
+    assert "good CRLs of 0 CAs, not of 2" in said
     assert relying.crls.read_bytes() == before
     assert not (tmp_path / "reloaded").exists()
     assert not list(relying.folder.glob("refresh.*")), "nothing is left behind"
@@ -235,3 +264,65 @@ def test_the_script_reloads_when_something_is_new(relying: Relying, authority: A
     before = relying.crls.read_bytes()
     relying.refresh(base="http://127.0.0.1:9", expect=7)
     assert relying.crls.read_bytes() == before
+
+
+@contextmanager
+def somebody(content: bytes) -> Iterator[str]:
+    """The URL of a server that has ``content`` at ``/crls.pem``."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", '"x"')
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+            pass
+
+    with http.server.HTTPServer((LOOPBACK, 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://{LOOPBACK}:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("what", ["empty", "a page", "cut short", "without the root's", "twice the same"])
+def test_the_script_installs_nothing_that_would_lock_everybody_out(relying: Relying, what: str, tmp_path: Path) -> None:
+    before = relying.crls.read_bytes()
+    relying.keep_crl_of("issuing-1")
+    one = relying.crls.read_bytes()
+    relying.crls.write_bytes(before)
+    content = {
+        "empty": b"",
+        "a page": b"<html>Please log in</html>",
+        "cut short": before[: len(before) * 3 // 4],
+        "without the root's": one,
+        "twice the same": one + one,
+    }[what]
+    with somebody(content) as url:
+        assert "not of 2" in relying.refresh("touch", tmp_path / "reloaded", base=url, expect=1)
+    assert relying.crls.read_bytes() == before
+    assert not (tmp_path / "reloaded").exists()
+
+
+def test_the_script_installs_no_crl_that_has_ended(relying: Relying, tmp_path: Path) -> None:
+    """A clock of its own that is four days ahead."""
+    (tmp_path / "date").write_text('#!/bin/sh\n[ "$1" = -d ] || set -- -d "now + 4 days" "$@"\nexec /bin/date "$@"\n')
+    (tmp_path / "date").chmod(0o755)
+    before = relying.crls.read_bytes()
+    (relying.folder / "crls.etag").unlink()
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert "good CRLs of 1 CAs, not of 2" in relying.refresh("false", expect=1, PATH=path)
+    assert relying.crls.read_bytes() == before
+
+
+def test_the_script_fetches_a_file_that_was_lost(relying: Relying) -> None:
+    before = relying.crls.read_bytes()
+    relying.crls.write_bytes(b"")
+    relying.refresh()
+    assert x509.load_pem_x509_crl(relying.crls.read_bytes()).issuer == x509.load_pem_x509_crl(before).issuer

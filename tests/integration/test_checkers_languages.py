@@ -95,9 +95,13 @@ def test_java_by_ocsp(
         await_error(tmp_path, "CertificateRevokedException")
 
 
-def test_java_by_crl(relying: Relying, app: Identity, good: Identity, bad: Identity, tmp_path: Path) -> None:
-    """The part that the certificate names. Java keeps it for 30 s, so nobody is revoked meanwhile."""
-    with java(tmp_path, "crl", app, relying) as port:
+@pytest.mark.parametrize("method", ["crl", "chain"])
+def test_java_by_crl(
+    method: str, relying: Relying, app: Identity, good: Identity, bad: Identity, tmp_path: Path
+) -> None:
+    """The part that the certificate names, and for the whole chain the root's CRL, which the issuing CA's certificate names.
+    Java keeps them for 30 s, so nobody is revoked meanwhile."""
+    with java(tmp_path, method, app, relying) as port:
         assert accepted(relying, port, good)
         assert not accepted(relying, port, bad)
         await_error(tmp_path, "CertificateRevokedException")
@@ -166,8 +170,7 @@ def test_python(relying: Relying, authority: Authority, app: Identity, good: Ide
 
 def test_python_as_a_client(relying: Relying, app: Identity, bad: Identity) -> None:
     """VERIFY_CRL_CHECK_LEAF asks for the issuing CA's CRL alone."""
-    texts = relying.crls.read_text(encoding="ascii").partition("-----END X509 CRL-----\n")
-    relying.crls.write_text(texts[0] + texts[1], encoding="ascii")
+    relying.keep_crl_of("issuing-1")
     for own, served in ((app, True), (bad, False)):
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server.load_cert_chain(own.pem, own.key)

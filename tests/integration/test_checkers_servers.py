@@ -90,10 +90,7 @@ def test_a_crl_file_fails_hard(
     start: Start, configuration: str, relying: Relying, app: Identity, good: Identity, tmp_path: Path
 ) -> None:
     """Without the root's CRL nobody is served."""
-    end = "-----END X509 CRL-----\n"
-    texts = relying.crls.read_text(encoding="ascii").split(end)[:-1]
-    assert len(texts) == 2, "the issuing CA's and the root's, in the order of the chain"
-    relying.crls.write_text(texts[0] + end, encoding="ascii")
+    relying.keep_crl_of("issuing-1")
     with start(tmp_path / "server", configuration, app, relying) as server:
         assert not accepted(relying, server.port, good), server.log
 

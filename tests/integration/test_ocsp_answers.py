@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from fakes.home import MakeSettings
-from fakes.ocsp_desk import OcspDesk, ocsp_desk
+from fakes.ocsp_desk import OcspDesk, add_issuer, ocsp_desk
 from fakes.postgresql import copy_to_postgresql
-from privyseal_acme.cli import cli
+from privyseal_acme.status_role import _Replaceable
 from privyseal_ca.config import Settings
 from privyseal_ca.ledger.entries import decode_entry
 from privyseal_ca.ledger.log import entries
@@ -42,14 +41,6 @@ def settings(request: pytest.FixtureRequest, make_settings: MakeSettings) -> Set
 async def desk(settings: Settings) -> AsyncIterator[OcspDesk]:
     async with ocsp_desk(settings) as desk:
         yield desk
-
-
-def add_issuer(settings: Settings, *options: str) -> str:
-    name = f"other-{secrets.token_hex(4)}"
-    environment = {"PRIVYSEAL_HOME": str(settings.home), "PRIVYSEAL_DATABASE__URL": settings.database_url}
-    result = CliRunner().invoke(cli, ["issuer", "create", name, *options], env=environment)
-    assert result.exit_code == 0, result.output
-    return name
 
 
 async def test_good_then_revoked(desk: OcspDesk) -> None:
@@ -148,6 +139,41 @@ async def test_an_expired_certificate_is_still_answered(desk: OcspDesk) -> None:
     assert await desk.status(row.serial) == "good"
 
 
+async def test_what_a_clock_that_was_ahead_made_is_replaced(desk: OcspDesk) -> None:
+    row, other = await desk.issue(), await desk.issue()
+    await desk.revoke(other)
+    desk.clock.advance(4 * 86400)
+    assert await desk.responders.renew_due() == 1
+    assert [await desk.status(each.serial) for each in (row, other)] == ["good", "revoked"]
+    desk.clock.advance(-4 * 86400)
+    # `status` checks that thisUpdate and the responder's certificate have begun.
+    assert await desk.responders.renew_due() == 1
+    assert [await desk.status(each.serial) for each in (row, other)] == ["good", "revoked"]
+    responder = desk.responders.find(desk.issuer.id)
+    assert responder is not None
+    assert responder.certificate.not_valid_before_utc.timestamp() <= desk.clock.now()
+    for each in (row, other):
+        kept = await desk.kept(each.serial)
+        assert kept is not None
+        assert kept.this_update <= desk.clock.now()
+    assert await desk.responders.renew_due() == 0
+
+
+async def test_no_revocation_is_missed_when_a_source_takes_the_place_of_another(desk: OcspDesk) -> None:
+    row = await desk.issue()
+    replaceable = _Replaceable()
+    forgotten: list[str] = []
+    replaceable.on_change(forgotten.extend)
+    replaceable.replace(desk.status_only())
+    assert await desk.status(row.serial) == "good"
+    assert isinstance(await replaceable.answer(desk.query(row.serial)), OcspAnswer)
+    await replaceable.follow()
+    await desk.revoke(row)
+    replaceable.replace(desk.status_only())
+    await replaceable.follow()
+    assert forgotten == [row.serial]
+
+
 async def test_what_was_signed_is_kept_and_signed_no_second_time(desk: OcspDesk) -> None:
     row = await desk.issue()
     answers = await asyncio.gather(*(desk.ask(row.serial) for _ in range(20)))
@@ -162,7 +188,8 @@ async def test_what_was_signed_is_kept_and_signed_no_second_time(desk: OcspDesk)
     desk.clock.advance(desk.settings.status.ocsp_lifetime / 2)
     again = await desk.ask(row.serial)
     assert isinstance(again, OcspAnswer)
-    assert (again.der, again.fresh_until) == (answer.der, answer.next_update)
+    # It is about to be replaced, so nobody keeps it for the other half of its life.
+    assert (again.der, again.fresh_until) == (answer.der, int(desk.clock.now()) + 60)
     desk.clock.advance(desk.settings.status.ocsp_lifetime / 2)
     assert await desk.ask(row.serial) != again
     assert desk.signed("request") == 2

@@ -4,19 +4,22 @@ import asyncio
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 import pytest_asyncio
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from fakes.home import MakeSettings
-from fakes.ocsp_desk import OcspDesk, ocsp_desk
+from fakes.ocsp_desk import OcspDesk, add_issuer, ocsp_desk
 from fakes.outages import FailingStore, FailingToken
 from fakes.postgresql import copy_to_postgresql
 from privyseal_ca.config import Settings
 from privyseal_ca.errors import SignerUnavailableError, StoreUnavailableError
 from privyseal_ca.revocation.ocsp_ready import _batches
 from privyseal_ca.revocation.published import OcspAnswer, OcspStatus
+from privyseal_ca.store.issuers import find_fact
+from privyseal_ca.store.ocsp import _CONTRADICTED
 
 BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
 DELAY = 60
@@ -120,16 +123,41 @@ async def test_a_revocation_replaces_what_is_kept_at_once(desk: OcspDesk) -> Non
     assert await prepare(desk) == 0
 
 
+async def test_what_others_revoked_is_looked_at_once(settings: Settings) -> None:
+    name = await asyncio.to_thread(add_issuer, settings)
+    async with ocsp_desk(settings) as desk:
+        other = next(each for each in desk.authority.issuers if each.identity.name == name)
+        await desk.revoke(await desk.issue(issuer=other))
+        row = await desk.revoke(await desk.issue(issuer=other))
+        await prepare(desk)
+        for issuer in (desk.issuer, other):
+            fact = f"ocsp-revoked:{issuer.id}"
+            assert await desk.store.read(lambda tx, fact=fact: find_fact(tx, fact)) == str(row.ledger_index)
+
+
+async def test_a_look_for_revocations_reads_no_more_than_it_gives(make_settings: MakeSettings) -> None:
+    settings = make_settings()
+    async with ocsp_desk(settings):
+        pass
+    sql, parameters = _CONTRADICTED.prepare(sqlite_dialect.dialect(paramstyle="named"), {"after": 1, "count": 1})
+    with closing(sqlite3.connect(settings.database_url.removeprefix("sqlite:///"))) as connection:
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+    assert "ix_revocation_ledger" in plan[0]
+    assert not any("TEMP B-TREE" in step for step in plan)
+
+
 async def test_a_revocation_before_the_first_response(desk: OcspDesk) -> None:
     row = await desk.issue()
     await prepare(desk)
     await desk.revoke(row)
-    await prepare(desk)
-    desk.clock.advance(DELAY)
+    # At once: who cannot sign would have nothing to say of it.
     assert await prepare(desk) == 2
-    kept = await desk.kept(row.serial)
-    assert kept is not None
-    assert kept.revoked
+    for hash_name in ("sha1", "sha256"):
+        kept = await desk.kept(row.serial, hash_name)
+        assert kept is not None
+        assert kept.revoked
+    desk.clock.advance(DELAY)
+    assert await prepare(desk) == 0
 
 
 async def test_a_revocation_that_a_restart_came_upon_is_not_lost(settings: Settings) -> None:
@@ -138,7 +166,7 @@ async def test_a_revocation_that_a_restart_came_upon_is_not_lost(settings: Setti
         assert await desk.status(row.serial) == "good"
         await desk.revoke(row)
     async with ocsp_desk(settings, clock=desk.clock) as again:
-        assert await prepare(again) == 1
+        assert await prepare(again) == 2
         assert await again.status_only().answer(again.query(row.serial)) == await again.ask(row.serial)
         assert await again.status(row.serial) == "revoked"
         assert again.signed("request") == 0
@@ -162,10 +190,10 @@ async def test_many_revocations_are_replaced_in_rounds(make_settings: MakeSettin
 
 
 async def test_responses_are_made_anew_at_half_of_their_life_while_the_certificate_lives(desk: OcspDesk) -> None:
-    row = await desk.issue()
-    await desk.revoke(other := await desk.issue())
+    row, other = await desk.issue(), await desk.issue()
     await prepare(desk)
     desk.clock.advance(DELAY)
+    await desk.revoke(other)
     assert await prepare(desk) == 4
     before = await desk.kept(row.serial)
     assert before is not None

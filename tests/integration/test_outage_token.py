@@ -412,6 +412,20 @@ def asked_until(server: ServerProcess, status: int) -> Any:
             return json.loads(body)
 
 
+def fetched(server: ServerProcess, path: str) -> bytes:
+    """The body at ``path``; a listener that is being opened anew is waited for."""
+    deadline = monotonic() + _PATIENCE
+    while True:
+        try:
+            with urlopen(f"{server.http_url}{path}", timeout=10) as answer:  # noqa: S310 (a URL of this test)
+                return bytes(answer.read())
+        except HTTPError:
+            raise
+        except OSError:
+            assert monotonic() < deadline
+            sleep(0.05)
+
+
 def test_a_start_while_the_tokens_are_away_waits_for_them(tmp_path: Path, dns_server: Knot) -> None:
     """After a restart of the machine the token may be the last to be there: nobody has to start the service again."""
     server = ServerProcess(tmp_path / "home", {"VALIDATION__RESOLVERS": f'["{dns_server.address}"]'})
@@ -422,7 +436,7 @@ def test_a_start_while_the_tokens_are_away_waits_for_them(tmp_path: Path, dns_se
         server.start(wait=False)
         waited = asked_until(server, 503)
         assert waited["ready"] is False
-        assert set(waited["parts"]) == {"token"}
+        assert waited["parts"]["token"] != "ok"
         with urlopen(f"{server.http_url}/healthz", timeout=10) as alive:  # noqa: S310 (a URL of this test)
             assert alive.status == 200
         assert "waits to start" in server.log
@@ -430,6 +444,28 @@ def test_a_start_while_the_tokens_are_away_waits_for_them(tmp_path: Path, dns_se
         server.wait_until_ready()
         assert server.stop() == 0
         assert server.json("ledger", "verify")["in_flight"] == 0
+    finally:
+        server.close()
+
+
+def test_status_is_served_while_a_start_waits_for_the_tokens(tmp_path: Path) -> None:
+    """What was published before holds, whoever else is away (promise P7)."""
+    server = ServerProcess(tmp_path / "home")
+    try:
+        server.init()
+        server.start()
+        (listed,) = {crl["issuer_id"] for crl in server.json("crl", "list") if crl["scope"] == "0"}
+        paths = [f"/crl/{listed}.crl", f"/crl/{listed}/0.crl", f"/issuers/{listed}.cer", "/roots.pem"]
+        before = {path: fetched(server, path) for path in paths}
+        assert server.stop() == 0
+        tokens = next(path for path in server.home.iterdir() if path.is_dir() and any(path.glob("*/token.object")))
+        shutil.move(tokens, tmp_path / "away")
+        server.start(wait=False)
+        assert asked_until(server, 503)["parts"]["token"] != "ok"
+        assert {path: fetched(server, path) for path in paths} == before
+        shutil.move(tmp_path / "away", tokens)
+        server.wait_until_ready()
+        assert server.stop() == 0
     finally:
         server.close()
 

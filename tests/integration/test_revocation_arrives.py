@@ -1,6 +1,8 @@
 """A revocation, from whoever revokes to whoever asks: real service, real token, over HTTP (promises P4, P7, P9)."""
 
 from collections.abc import Callable
+from threading import Event
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -15,7 +17,10 @@ from fakes.outages import FailingToken
 from fakes.service import NewClient, RunningService, StartService, serving
 from fakes.status_client import ask, ask_serial, crl_url, eventually, fetch_crl, get, ocsp_url
 from privyseal_acme import service as composition
-from privyseal_ca.store.certificates import IntentRow, open_intent
+from privyseal_ca.config import StatusSettings
+from privyseal_ca.revocation.revoke import ADMINISTRATOR_REASONS, revoke_certificate
+from privyseal_ca.store.certificates import IntentRow, find_certificate, open_intent
+from privyseal_ca.store.statement import Transaction
 
 _GOOD, _REVOKED, _UNKNOWN = ocsp.OCSPCertStatus.GOOD, ocsp.OCSPCertStatus.REVOKED, ocsp.OCSPCertStatus.UNKNOWN
 #: Revocations are looked for at once, and nothing else happens meanwhile.
@@ -46,6 +51,25 @@ def full_url(service: RunningService, issuer: x509.Certificate) -> str:
     return f"{service.status}/crl/{key_id}.crl"
 
 
+def revoke_behind_its_back(service: RunningService, certificate: x509.Certificate) -> None:
+    """As another process does."""
+
+    def unit(transaction: Transaction) -> None:
+        row = find_certificate(transaction, f"{certificate.serial_number:032x}")
+        assert row is not None
+        revoke_certificate(
+            transaction,
+            row,
+            reason=4,
+            allowed_reasons=ADMINISTRATOR_REASONS,
+            actor="operator:tests",
+            correlation="tests",
+            now=service.clock.now(),
+        )
+
+    service.write(unit)
+
+
 def test_from_good_to_revoked(service: RunningService, client: AcmeClient) -> None:
     leaf, issuer = pair(client.issue("a.test"))
     other, _ = pair(client.issue("b.test"))
@@ -70,6 +94,31 @@ def test_from_good_to_revoked(service: RunningService, client: AcmeClient) -> No
         assert entry is not None
         assert entry.extensions.get_extension_for_class(x509.CRLReason).value.reason is x509.ReasonFlags.superseded
     assert ask(other, issuer).certificate_status is _GOOD
+
+
+def test_many_are_everywhere_within_five_seconds_by_few_crls(
+    start_service: StartService, new_client: NewClient
+) -> None:
+    """With the interval that is the default."""
+    service = start_service(status={"interval": StatusSettings().interval})
+    client = new_client(service)
+    leaves = []
+    for number in range(12):
+        leaf, issuer = pair(client.issue(f"{number}.many.test"))
+        leaves.append(leaf)
+    full = full_url(service, issuer)
+    before, begun = number_of(fetch_crl(full)), monotonic()
+    for leaf in leaves:
+        assert client.revoke(leaf.public_bytes(Encoding.DER)).status == 200
+    revoked = monotonic()
+    for leaf in leaves:
+        left = revoked + 5 - monotonic()
+        eventually(lambda leaf=leaf: ask(leaf, issuer).certificate_status is _REVOKED, seconds=left)
+        for url in (crl_url(leaf), full):
+            left = revoked + 5 - monotonic()
+            eventually(lambda leaf=leaf, url=url: listed(url, leaf), seconds=left)
+    took = monotonic() - begun
+    assert number_of(fetch_crl(full)) - before <= 1 + took / service.settings.status.interval
 
 
 def test_what_acme_revokes_is_not_good_a_moment_later(start_service: StartService, new_client: NewClient) -> None:
@@ -134,6 +183,33 @@ def test_an_abandoned_serial_is_revoked_and_an_unheard_of_one_unknown(
     part = active.identity.pointers.crl(5)
     eventually(lambda: fetch_crl(part).get_revoked_certificate_by_serial_number(77) is not None)
     assert ask_serial(78, issuer, ocsp_url(leaf)).certificate_status is _UNKNOWN
+
+
+def test_a_token_that_takes_its_time_keeps_no_revocation_from_being_known(
+    start_service: StartService, new_client: NewClient
+) -> None:
+    token = FailingToken()
+    service = start_service(parts=token.parts, status=_FAST)
+    client = new_client(service)
+    first, issuer = pair(client.issue("first.test"))
+    then, _ = pair(client.issue("then.test"))
+    assert ask(first, issuer).certificate_status is _GOOD
+    assert ask(then, issuer).certificate_status is _GOOD
+    forgotten: list[str] = []
+    service.service.publication.ocsp.on_change(forgotten.extend)
+    goes_on = Event()
+    signing = Event()
+    token.faults.hook("sign", lambda: (signing.set(), goes_on.wait(20)))
+    try:
+        revoke_behind_its_back(service, first)
+        assert signing.wait(5)
+        # What is to say so is being signed and signed; meanwhile nobody is told that the other is good.
+        revoke_behind_its_back(service, then)
+        eventually(lambda: f"{then.serial_number:032x}" in forgotten)
+        assert not goes_on.is_set()
+    finally:
+        goes_on.set()
+    eventually(lambda: ask(then, issuer).certificate_status is _REVOKED)
 
 
 def test_while_the_token_is_away_answers_go_on_and_none_is_a_lie(

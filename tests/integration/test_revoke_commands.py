@@ -11,11 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -264,7 +267,72 @@ def test_by_key_in_every_form(commands: Commands, tmp_path: Path) -> None:
         assert commands.json("revoke", "--key", given, "--dry-run")["total"] == 1
 
 
+def write_certificate(path: Path, serial: int) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(x509.Name([]), x509.Name([]), key.public_key(), serial, now, now + timedelta(days=1))
+    ).sign(key, hashes.SHA256())
+    path.write_bytes(certificate.public_bytes(Encoding.PEM))
+    return certificate.public_bytes(Encoding.DER)
+
+
+def test_a_strangers_certificate_with_the_serial_of_another_revokes_nothing(commands: Commands, tmp_path: Path) -> None:
+    """Serials are public, and whoever asks for a revocation may send a file that was made for it."""
+    (row,) = commands.issue(7)
+    ours, strange = tmp_path / "ours.pem", tmp_path / "strange.pem"
+    der = write_certificate(ours, 7)
+    write_certificate(strange, 7)
+    commands.write(lambda tx: tx._cursor.execute("UPDATE certificate SET der = ? WHERE serial = ?", (der, row.serial)))
+    for command in (["revoke", str(strange)], ["revoke", str(strange), "--dry-run"], ["show", str(strange)]):
+        assert "was not issued here; another one" in commands.json(*command, expect=1)["error"]
+    assert commands.ledger("revoked") == []
+    assert commands.json("show", ours)["serial"] == row.serial
+    assert commands.json("revoke", ours)["state"] == "revoked"
+
+
+def test_a_key_that_turns_out_to_be_compromised_is_blocked_although_its_certificate_was_revoked(
+    commands: Commands,
+) -> None:
+    commands.issue(1, 2, key="k")
+    commands.json("revoke", "1", "--reason", "superseded")
+    dry = commands.json("revoke", "1", "--reason", "keyCompromise", "--dry-run")
+    assert (dry["reason"], dry["others_with_key"]) == (4, 1)
+    assert commands.ledger("key.blocked") == []
+    told = commands.run("revoke", "1", "--reason", "keyCompromise").stdout
+    assert "was revoked before; its key is blocked, and 1 others with it are revoked" in told
+    (blocked,) = commands.ledger("key.blocked")
+    assert blocked["payload"]["spki_sha256"] == spki_hash("k").hex()
+    assert [entry["payload"]["reason"] for entry in commands.ledger("certificate.revoked")] == [4, 1]
+    for how in ([], ["--dry-run"]):
+        assert "already" in commands.json("revoke", "1", "--reason", "keyCompromise", *how, expect=1)["error"]
+
+
+def test_a_compromise_of_many_says_that_it_reaches_further_than_the_selection(commands: Commands) -> None:
+    commands.issue(1, key="k")
+    commands.issue(2, key="k", requester="account:b")
+    look = ("revoke", "--account", "a", "--dry-run")
+    assert "all other certificates" not in commands.run(*look).stdout
+    assert "all other certificates" in commands.run(*look, "--reason", "keyCompromise").stdout
+    assert commands.json(*look, "--reason", "keyCompromise")["takes_others_with_key"] is True
+
+
 # Interruptions.
+
+
+def test_a_job_that_somebody_cancels_does_not_look_done(commands: Commands) -> None:
+    commands.issue(*range(1, 3001))
+    command = [str(PRIVYSEAL), "cert", "revoke", "--account", "a", "--yes"]
+    with subprocess.Popen(command, env=commands.environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        job = process.stderr.readline().removeprefix("job ").strip()
+        commands.json("revoke", "--cancel", job)
+        rest = process.stderr.read()
+        assert process.wait(_PATIENCE) == 1
+    assert "cancelled by somebody else" in rest
+    (listed,) = commands.json("jobs")
+    assert listed["state"] == "cancelled"
+    assert listed["revoked"] < 3000
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

@@ -12,7 +12,9 @@ from fakes.issued import ISSUER, issue_row, spki_hash
 from fakes.service import FakeClock
 from fakes.store_faults import FaultyBackend, open_faulty, raising
 from privyseal_ca.errors import AlreadyRevokedError, PolicyError, StoreUnavailableError
-from privyseal_ca.ledger.entries import decode_entry
+from privyseal_ca.ledger.audit_errors import AuditError
+from privyseal_ca.ledger.audit_revocations import RevocationAudit
+from privyseal_ca.ledger.entries import Kind, decode_entry
 from privyseal_ca.ledger.log import entries
 from privyseal_ca.revocation.compromise import BATCH, CompromisedKeys
 from privyseal_ca.revocation.jobs import cancel_job, run_job, start_job
@@ -27,6 +29,7 @@ from privyseal_ca.revocation.selection import Selection, make_selection, preview
 from privyseal_ca.store.certificates import (
     CertificateRow,
     RevocationRow,
+    block_key,
     blocked_key_reason,
     find_certificate,
     find_revocation,
@@ -493,3 +496,37 @@ async def test_revocations_of_two_processes_that_meet_are_one(
     assert sorted(counts)[-2:] == [0, 40]
     assert len(await ledger(store, "certificate.revoked")) == 40
     assert await store.read(lambda tx: find_revocation(tx, ISSUER, f"{1:032x}")) is not None
+
+
+async def test_what_jobs_leave_agrees_with_the_ledger(store: Store, clock: FakeClock) -> None:
+    """Finished, cancelled and running jobs and blocked keys, as the check of the ledger reads them."""
+    await issue(store, clock, *range(1, 6), key="k")
+    await issue(store, clock, *range(6, 9))
+    await revoke_all(store, clock, reason=KEY_COMPROMISE, job="done", key=spki_hash("k"))
+    for job in ("running", "ended"):
+        await start(store, clock, await select_(store, profile="mtls"), job=job)
+    await cancel_job(store, "ended", actor="operator:tests", correlation="c", now=clock.now())
+
+    async def check() -> None:
+        audit = RevocationAudit({})
+        checks = {
+            Kind.REVOKED: audit.certificate_revoked,
+            Kind.KEY_BLOCKED: audit.key_blocked,
+            Kind.REVOCATION_STARTED: audit.job_started,
+            Kind.REVOCATION_FINISHED: audit.job_finished,
+        }
+
+        def unit(transaction: Transaction) -> None:
+            for row in entries(transaction, count=1000):
+                members = decode_entry(row.entry)
+                if look := checks.get(Kind(members["kind"])):
+                    look(transaction, row.index, members)
+
+        await store.read(unit)
+        await audit.look_for_unrecorded(store)
+        audit.compare()
+
+    await check()
+    await store.write(lambda tx: block_key(tx, spki_hash("other"), reason="keyCompromise", now=1))
+    with pytest.raises(AuditError, match=f"{spki_hash('other').hex()} is blocked without an entry"):
+        await check()

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fakes.home import MakeSettings
+from fakes.home import MakeSettings, never_started
 from fakes.service import FakeClock
 from privyseal_ca.ceremony import root_crl
 from privyseal_ca.ceremony.certificates import own_identifier, pem, root_template
@@ -97,7 +97,7 @@ async def opened(settings: Any) -> AsyncIterator[Ceremony]:
 
 @pytest_asyncio.fixture
 async def ceremony(make_settings: MakeSettings) -> AsyncIterator[Ceremony]:
-    async with opened(make_settings()) as ceremony:
+    async with opened(never_started(make_settings())) as ceremony:
         yield ceremony
 
 
@@ -352,6 +352,15 @@ async def test_doctor_says_when_the_roots_crl_is_needed(ceremony: Ceremony, else
     ceremony.clock.advance(100 * DAY)
     (ended,) = await ceremony.findings("crl root")
     assert ended.level is Level.FAIL
+
+
+async def test_doctor_says_that_the_ca_above_revoked_an_issuer(ceremony: Ceremony, elsewhere: Elsewhere) -> None:
+    await import_crl(ceremony.transcript, elsewhere.crl(41, 5))
+    assert await ceremony.findings("crl above issuing-1") == []
+    await import_crl(ceremony.transcript, elsewhere.crl(42, 5, 77))
+    (found,) = await ceremony.findings("crl above issuing-1")
+    assert found.level is Level.FAIL
+    assert "issuer retire issuing-1" in found.hint
 
 
 async def test_doctor_says_what_the_service_has_not_made(ceremony: Ceremony) -> None:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509 import ocsp
-from pkcs11 import Attribute, KeyType, MechanismFlag
+from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.util.ec import decode_ec_private_key, decode_ec_public_key, encode_named_curve_parameters
 
 from fakes.softhsm import SO_PIN, USER_PIN, SoftToken, make_hsm
@@ -437,6 +437,22 @@ async def test_a_label_is_used_once(soft_token: SoftToken) -> None:
     with pytest.raises(SignerMisconfiguredError, match="already"):
         await soft_token.hsm.generate_wrapping_key(soft_token.uri, "once", key_id=b"other")
     assert (await soft_token.hsm.open_signing_key(soft_token.key_uri("once"))).public_key == key.public_key
+
+
+async def test_a_pair_whose_generation_was_killed_half_way_is_made_again(soft_token: SoftToken) -> None:
+    await soft_token.hsm.generate_signing_key(soft_token.uri, "half", "ec-p256", key_id=b"half")
+
+    def lose_private_half(session: Any) -> None:
+        (private,) = session.get_objects({Attribute.LABEL: "half", Attribute.CLASS: ObjectClass.PRIVATE_KEY})
+        private.destroy()
+
+    await soft_token.directly(lose_private_half)
+    with pytest.raises(SignerMisconfiguredError, match="already"):
+        await soft_token.hsm.generate_signing_key(soft_token.uri, "half", "ec-p256", key_id=b"another")
+    await soft_token.hsm.generate_signing_key(soft_token.uri, "half", "ec-p256", key_id=b"half")
+    assert await soft_token.hsm.open_signing_key(soft_token.key_uri("half"))
+    with pytest.raises(SignerMisconfiguredError, match="already"):
+        await soft_token.hsm.generate_signing_key(soft_token.uri, "half", "ec-p256", key_id=b"half")
 
 
 @pytest.mark.parametrize("how", ["extractable", "imported", "not sensitive"])

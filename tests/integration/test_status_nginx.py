@@ -9,7 +9,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
-from email.utils import parsedate_to_datetime
+from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -118,6 +118,19 @@ def ocsp_path(site: Site, serial: int, hash_name: str = "sha1", *, escaped: bool
     name = ocsp_file(site.rows.query(serial, hash_name)).removeprefix("ocsp/").removesuffix("_")
     assert "//" not in name
     return "/ocsp/" + (quote(name, safe="") if escaped else name)
+
+
+def test_all_full_crls_in_one_file(site: Site) -> None:
+    got = get(site, "/crls.pem")
+    assert (got.code, got.headers["content-type"]) == (200, "application/x-pem-file")
+    assert "max-age=60" in got.headers["cache-control"]
+    role = get(site._replace(url=site.role.http_url), "/crls.pem")
+    assert got.body == role.body == (site.folder / "crls.pem").read_bytes()
+    assert get(site, "/crls.pem", "-H", f"If-None-Match: {got.headers['etag']}").code == 304
+    assert get(site, "/crls.pem", "-H", f"If-Modified-Since: {got.headers['last-modified']}").code == 304
+    # A later date is no promise: what is published next may be dated before it.
+    later = formatdate(parsedate_to_datetime(got.headers["last-modified"]).timestamp() + 5, usegmt=True)
+    assert get(site, "/crls.pem", "-H", f"If-Modified-Since: {later}").code == 200
 
 
 def test_a_crl_that_openssl_verifies(site: Site) -> None:

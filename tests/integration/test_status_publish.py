@@ -4,25 +4,28 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from fakes.service import FakeClock
 from fakes.status_rows import DAY, StatusRows
 from privyseal_ca.config import Settings
 from privyseal_ca.errors import ConfigurationError, PrivySealError, StoreUnavailableError
+from privyseal_ca.revocation.crl_bundle import CrlBundle, pem_of
 from privyseal_ca.revocation.folder import FolderStatus
 from privyseal_ca.revocation.folder_publisher import Counts, FolderPublisher
 from privyseal_ca.revocation.folder_writer import FolderWriter
 from privyseal_ca.revocation.manifest import Manifest, crl_file, ocsp_file, read_manifest
 from privyseal_ca.revocation.ocsp_request import encode_request
 from privyseal_ca.revocation.published import OcspAnswer, OcspStatus
+from privyseal_ca.revocation.stored_crls import StoredCrls
 from privyseal_ca.store.readonly import reading
 
 #: The base64 text of the SHA-1 request for it ends with a slash.
@@ -177,6 +180,105 @@ async def test_what_is_gone_from_the_database_goes_with_its_folders(
     assert not (folder / f"crl/{rows.id}").exists()
     assert not [path for path in snapshot(folder) if path.startswith("ocsp/")]
     assert (folder / f"crl/{rows.id}.crl").exists()
+
+
+async def bundle_of(source: FolderStatus | StoredCrls) -> bytes:
+    await source.refresh()
+    return b"".join([piece async for piece in CrlBundle.of(source.published()).read(source)])
+
+
+async def test_full_crls_come_together_the_same_everywhere(rows: StatusRows, settings: Settings, folder: Path) -> None:
+    other = rows.add_issuer("issuing-2")
+    ders = {
+        rows.id: rows.crl(3, serials=tuple(range(1 << 100, (1 << 100) + 9000)), at=time.time() - 50),
+        other.id: rows.crl(1, issuer=other, at=time.time() - 90),
+    }
+    rows.crl(9, shard=4, serials=(2,), delta=True)
+    counts = await publish(settings, folder)
+    assert (counts.crls, counts.bundles) == (4, 1)
+    text = (folder / "crls.pem").read_bytes()
+    crls = [x509.load_der_x509_crl(ders[each]) for each in sorted(ders)]
+    assert text == b"".join(crl.public_bytes(Encoding.PEM) for crl in crls)
+    assert (folder / "crls.pem").stat().st_mtime == max(crl.last_update_utc.timestamp() for crl in crls)
+    assert await bundle_of(FolderStatus(folder, clock=FakeClock(), interval=1)) == text
+    async with reading(settings) as store:
+        assert await bundle_of(StoredCrls(store)) == text
+
+
+async def test_the_file_of_all_crls_follows_the_full_ones(rows: StatusRows, settings: Settings, folder: Path) -> None:
+    path, at = folder / "crls.pem", int(time.time()) - 60
+    await publish(settings, folder)
+    assert not path.exists()
+    rows.crl(1, at=at)
+    rows.crl(1, shard=0, at=at)
+    await publish(settings, folder)
+    before = snapshot(folder)["crls.pem"]
+    rows.crl(2, shard=0, at=at)
+    assert (await publish(settings, folder)).bundles == 0
+    assert snapshot(folder)["crls.pem"] == before
+    # In the same second and of the same length: a web server that goes by the time has to see another one.
+    for number in range(2, 5):
+        rows.crl(number, at=at)
+        await publish(settings, folder)
+        crl = x509.load_pem_x509_crl(path.read_bytes())
+        assert crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number == number
+        assert path.stat().st_mtime == at + number - 1
+    path.write_bytes(b"half")
+    await publish(settings, folder)
+    assert x509.load_pem_x509_crl(path.read_bytes()) == crl
+    rows.drop_crl(None)
+    assert (await publish(settings, folder)).removed == 2
+    assert not path.exists()
+
+
+async def test_the_file_of_all_crls_is_whole_after_a_crash(
+    rows: StatusRows, settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows.crl(1, at=time.time() - 60)
+    await publish(settings, folder)
+    before = (folder / "crls.pem").read_bytes()
+    der = rows.crl(2, serials=(1,))
+
+    class KilledError(BaseException):
+        pass
+
+    async def killed(self: CrlBundle, source: object) -> AsyncIterator[bytes]:
+        yield b"-----BEGIN"
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CrlBundle, "read", killed)
+        with pytest.raises(KilledError):
+            await publish(settings, folder)
+    assert (folder / "crls.pem").read_bytes() == before
+    assert (folder / f"crl/{rows.id}.crl").read_bytes() == der
+    await publish(settings, folder)
+    assert (folder / "crls.pem").read_bytes() == pem_of(der)
+
+
+async def test_files_that_lost_their_times_get_them_back(rows: StatusRows, settings: Settings, folder: Path) -> None:
+    """As after a copy that kept none: who reads the folder knows a CRL's file by its time."""
+    der = rows.crl(1, at=time.time() - 600)
+    await publish(settings, folder)
+    os.utime(folder / f"crl/{rows.id}.crl")
+    (folder / "crls.pem").unlink()
+    await publish(settings, folder)
+    assert await bundle_of(FolderStatus(folder, clock=FakeClock(), interval=1)) == pem_of(der)
+    assert (folder / "crls.pem").read_bytes() == pem_of(der)
+
+
+async def test_a_crl_of_the_same_second_and_length_is_another(
+    rows: StatusRows, settings: Settings, folder: Path
+) -> None:
+    at = time.time() - 60
+    rows.crl(1, at=at, serials=(1,))
+    await publish(settings, folder)
+    before = (folder / f"crl/{rows.id}.crl").stat().st_size
+    der = rows.crl(2, at=at, serials=(2,))
+    while len(der) != before:  # a signature is not always of the same length
+        der = rows.crl(2, at=at, serials=(2,))
+    await publish(settings, folder)
+    assert (folder / f"crl/{rows.id}.crl").read_bytes() == der
 
 
 async def test_what_others_put_there_stays(rows: StatusRows, settings: Settings, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """``privyseal serve --role status``: answers from a read-only database or a folder, with nothing of the authority's secrets."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -24,7 +25,9 @@ from cryptography.x509 import ocsp
 from fakes.dns import LOOPBACK
 from fakes.postgresql import Postgresql
 from fakes.process import PRIVYSEAL, ServerProcess, run_command
+from fakes.service import FakeClock
 from fakes.status_rows import StatusRows
+from privyseal_acme.status_role import status_running
 from privyseal_ca.revocation.ocsp_request import encode_request
 
 _PATIENCE = 30.0
@@ -168,6 +171,21 @@ def test_a_crl_that_is_out_of_date_is_said_so(rows: StatusRows, tmp_path: Path) 
         assert "out of date" in parts["status"]
         # It is served all the same: relying parties decide.
         assert get(f"{server.http_url}/crl/{rows.id}.crl").code == 200
+
+
+@pytest.mark.parametrize(("days", "reason"), [(364, "out of date"), (366, "ok")])
+async def test_an_issuer_that_has_ended_needs_no_new_crl(
+    rows: StatusRows, tmp_path: Path, days: int, reason: str
+) -> None:
+    """Its last CRL stays as it is for good, and that is no reason to send anybody away."""
+    settings = rows.home(tmp_path / "status")
+    server = settings.server.model_copy(update={"http": f"{LOOPBACK}:0"})
+    settings = settings.model_copy(update={"server": server})
+    clock = FakeClock(time.time() + days * 86400)
+    async with status_running(settings, folder=None, clock=clock) as service:
+        answer = await asyncio.to_thread(get, f"http://127.0.0.1:{service.http_port}/readyz")
+    assert reason in json.loads(answer.body)["parts"]["status"]
+    assert answer.code == (200 if reason == "ok" else 503)
 
 
 def test_a_database_that_is_away_at_the_start_is_waited_for(rows: StatusRows, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def publish(service: RunningService) -> None:
     publication = service.service.publication
     service.call(publication.publish(full=False))
     service.call(publication.publish(full=True))
+    service.call(publication.ocsp.follow())
     service.call(publication.prepare())
 
 

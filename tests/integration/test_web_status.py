@@ -1,11 +1,13 @@
 """The plain listener over real connections: what is served, with which headers, and what becomes of broken requests."""
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import re
-from base64 import b64encode, urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable
+import socket
+from base64 import b32encode, b64encode, urlsafe_b64encode
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import uvloop
 from aiohttp import web
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -23,8 +26,9 @@ from fakes.service import FakeClock
 from fakes.status_sources import ISSUER_ID, MemoryCrls, MemoryOcsp, Reply, exchange, read_reply
 from privyseal_acme.listener import Listener
 from privyseal_ca.revocation.ocsp_response import Revoked
-from privyseal_ca.revocation.published import OcspStatus
+from privyseal_ca.revocation.published import OcspStatus, PublishedCrl
 from privyseal_ca.telemetry.metrics import Metrics
+from privyseal_ca.web import streaming
 from privyseal_ca.web.ocsp import OcspRoutes
 from privyseal_ca.web.ocsp_cache import AnswerCache
 from privyseal_ca.web.status import Anchors, Readiness, status_app
@@ -345,6 +349,80 @@ async def test_a_body_that_is_no_request_is_malformed(status: Status, body: byte
     assert status_of(await status.post(body)) is ocsp.OCSPResponseStatus.MALFORMED_REQUEST
 
 
+def sequence(content: bytes) -> bytes:
+    """A DER SEQUENCE of less than 256 octets."""
+    size = len(content)
+    return b"\x30" + (bytes((size,)) if size < 0x80 else bytes((0x81, size))) + content
+
+
+def broken_texts(request: bytes) -> Iterator[str]:
+    """What clients, proxies and attackers make of the text of a good request."""
+    text = b64encode(request).decode()
+    yield from (
+        text[:-1],
+        text[: len(text) // 2],
+        text[1:],
+        f"A{text}",
+        f"{text}AAAA",
+        f"{text}{text}",
+        f"{text}/{text}",
+    )
+    yield from (request.hex(), quote(request), quote(request.hex()), b32encode(request).decode())
+    yield from (text.lower(), text.swapcase(), text[:20] + "*" + text[20:], text[:20] + "%00" + text[20:], text + "%00")
+    yield from (
+        text[:20] + "%ff" + text[20:],
+        text[:20] + "%",
+        text[:20] + "%4",
+        quote(quote(quote(quote(text, safe="")))),
+    )
+    yield from (f"..%2f{text}", f"x/{text}", f"issuer/{text}", f"?{text}", f"{text[:40]}?{text[40:]}", f"#{text}")
+    yield quote(f"-----BEGIN OCSP REQUEST-----\n{text}\n-----END OCSP REQUEST-----")
+    indefinite = b"\x30\x80" + request[2:] + bytes(2)
+    for der in (request[:-1], request + b"\0", request * 2, request[2:], b"\x31" + request[1:], indefinite):
+        yield quote(b64encode(der).decode(), safe="")
+    # Without the three SEQUENCEs around it; then none, and two, where there must be one.
+    single = request[6:]
+    assert sequence(sequence(sequence(single))) == request
+    for count in (0, 2):
+        yield quote(b64encode(sequence(sequence(sequence(single * count)))).decode(), safe="")
+
+
+async def test_a_get_that_is_broken_is_never_an_answer(status: Status) -> None:
+    """Each is made from a request whose answer would be good."""
+    request = status.ocsp.request(GOOD)
+    texts = list(broken_texts(request))
+    for text in texts:
+        reply = await status.get(f"/ocsp/{text}")
+        assert reply.status in {200, 400, 414}, (text, reply)
+        if reply.status == 200:
+            assert status_of(reply) is ocsp.OCSPResponseStatus.MALFORMED_REQUEST, text
+        assert reply.headers.get("cache-control", "no-store") == "no-store", text
+    assert status.ocsp.asked == 0
+    assert status.counted("get", "malformed") > len(texts) / 2
+    assert certificate_status(await status.ask(GOOD)) is ocsp.OCSPCertStatus.GOOD
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("octets", "repeated"),
+    [(0, None), (1, False), (15, False), (16, True), (32, True), (33, True), (128, True), (129, None)],
+)
+async def test_nonces_by_their_length(status: Status, method: str, octets: int, repeated: bool | None) -> None:
+    """RFC 9654 section 2.1: repeated, left out or (None) malformed."""
+    request = status.ocsp.request(GOOD, nonce=bytes(octets))
+    reply = await (status.get(path_of(request)) if method == "GET" else status.post(request))
+    if repeated is None:
+        assert status_of(reply) is ocsp.OCSPResponseStatus.MALFORMED_REQUEST
+        return
+    assert certificate_status(reply) is ocsp.OCSPCertStatus.GOOD
+    found = [
+        extension.value.nonce
+        for extension in ocsp.load_der_ocsp_response(reply.body).extensions
+        if isinstance(extension.value, x509.OCSPNonce)
+    ]
+    assert found == ([bytes(octets)] if repeated else [])
+
+
 async def test_a_path_that_is_too_long_is_refused(status: Status) -> None:
     reply = await status.get("/ocsp/" + "A" * 1024)
     assert (reply.status, reply.headers["cache-control"]) == (414, "no-store")
@@ -420,6 +498,7 @@ async def test_a_slow_body_is_not_waited_for() -> None:
         ("DELETE", "/ocsp/", {"GET", "HEAD", "POST"}),
         ("POST", f"/crl/{ISSUER_ID}.crl", {"GET", "HEAD"}),
         ("PUT", "/roots.pem", {"GET", "HEAD"}),
+        ("POST", "/crls.pem", {"GET", "HEAD"}),
     ],
 )
 async def test_other_methods_are_refused(status: Status, method: str, target: str, allowed: set[str]) -> None:
@@ -649,6 +728,170 @@ async def test_who_reads_nothing_makes_nothing_pile_up(status: Status) -> None:
     writer.transport.abort()
 
 
+async def test_who_reads_an_octet_now_and_then_is_not_waited_for(
+    status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_PIECE_SECONDS", 0.3)
+    octets = 32 * 1024 * 1024
+    crl = status.crls.publish()
+    status.crls.der[crl.sha256] = bytes(octets)
+    status.crls._newest[ISSUER_ID, None, False] = dataclasses.replace(crl, size=octets)
+    status.crls.piece = 256 * 1024
+    with socket.socket() as slow:
+        slow.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(slow, ("127.0.0.1", status.port))
+        await loop.sock_sendall(slow, f"GET /crl/{ISSUER_ID}.crl HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        for _ in range(20):
+            await loop.sock_recv(slow, 1)
+            await asyncio.sleep(0.05)
+        # What the kernel had taken still comes; the rest does not.
+        taken = 0
+        async with asyncio.timeout(15):
+            while piece := await loop.sock_recv(slow, 65536):
+                taken += len(piece)
+    assert 0 < taken < octets
+
+
+# All full CRLs in one file
+
+
+def pem(status: Status, *crls: PublishedCrl) -> bytes:
+    return b"".join(x509.load_der_x509_crl(status.crls.der[crl.sha256]).public_bytes(Encoding.PEM) for crl in crls)
+
+
+async def test_full_crls_come_together(status: Status) -> None:
+    later = status.crls.publish(issuer_id="f0" * 8)
+    status.clock.advance(10)
+    first = status.crls.publish(issuer_id="0b" * 8)
+    status.crls.publish(0)
+    status.crls.publish(0, delta=True)
+    reply = await status.get("/crls.pem")
+    headers = {name: value for name, value in reply.headers.items() if name not in {"date", "server", "connection"}}
+    assert (reply.status, reply.body) == (200, pem(status, first, later))
+    assert headers == {
+        "content-type": "application/x-pem-file",
+        "content-length": str(len(reply.body)),
+        "cache-control": "max-age=60, public, no-transform, must-revalidate",
+        "last-modified": formatdate(first.this_update, usegmt=True),
+        "expires": formatdate(later.next_update, usegmt=True),
+        "etag": f'"{hashlib.sha256(first.sha256 + later.sha256).hexdigest()}"',
+        "access-control-allow-origin": "*",
+    }
+    given = status.crls.given
+    head = await status.get("/crls.pem", method="HEAD")
+    assert (head.status, head.body) == (200, b"")
+    assert {name: head.headers[name] for name in headers} == headers
+    assert status.crls.given == given
+
+
+async def test_who_has_the_file_is_told_so_by_its_tag_alone(status: Status) -> None:
+    """RFC 9110 section 13.1.3: a CRL that is new here may be older than one that the client has."""
+    status.crls.publish()
+    status.crls.publish(issuer_id="f0" * 8)
+    whole = await status.get("/crls.pem")
+    given = status.crls.given
+    reply = await status.get("/crls.pem", headers={"If-None-Match": whole.headers["etag"]})
+    assert (reply.status, reply.body, status.crls.given) == (304, b"", given)
+    assert reply.headers["etag"] == whole.headers["etag"]
+    status.crls.publish(issuer_id="f0" * 8)
+    dated = {"If-Modified-Since": whole.headers["last-modified"]}
+    for headers in (dated, {"If-None-Match": whole.headers["etag"]}, dated | {"If-None-Match": whole.headers["etag"]}):
+        reply = await status.get("/crls.pem", headers=headers)
+        assert (reply.status, reply.body == whole.body) == (200, False)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_no_crl_is_no_empty_file(status: Status, method: str) -> None:
+    status.crls.publish(0)
+    reply = await status.get("/crls.pem", method=method)
+    assert (reply.status, reply.headers["cache-control"]) == (404, "no-store")
+    assert (await status.get("/crls.pem/")).status == 404
+
+
+async def test_the_file_is_kept_until_its_first_crl_ends(status: Status) -> None:
+    old = status.crls.publish()
+    status.clock.advance(old.next_update - old.this_update - 7)
+    status.crls.publish(issuer_id="f0" * 8)
+    assert (await status.get("/crls.pem")).headers["cache-control"].startswith("max-age=7,")
+
+
+async def test_a_long_file_comes_in_pieces(status: Status) -> None:
+    small = status.crls.publish(issuer_id="0b" * 8)
+    large = status.crls.publish(issuer_id="f0" * 8, entries=60_000)
+    status.crls.piece = 50_000
+    reply = await status.get("/crls.pem")
+    assert large.size > 1 << 20
+    assert reply.headers["content-length"] == str(len(reply.body))
+    assert reply.body == pem(status, small, large)
+
+
+async def test_it_begins_anew_when_a_crl_is_replaced_before_the_headers(status: Status) -> None:
+    first, old = status.crls.publish(issuer_id="0b" * 8), status.crls.publish(issuer_id="f0" * 8)
+
+    def replaced(crl: object, piece: int) -> None:
+        if crl == old and old.sha256 in status.crls.der:
+            status.crls.publish(issuer_id="f0" * 8, entries=5)
+            del status.crls.der[old.sha256]
+
+    status.crls.before_piece = replaced
+    reply = await status.get("/crls.pem")
+    new = status.crls.find("f0" * 8, None, delta=False)
+    assert new is not None
+    assert (reply.status, reply.body) == (200, pem(status, first, new))
+    assert reply.headers["etag"] == f'"{hashlib.sha256(first.sha256 + new.sha256).hexdigest()}"'
+
+
+@pytest.mark.parametrize("fault", ["gone", "other"])
+async def test_what_cannot_be_read_is_not_left_out(status: Status, fault: str) -> None:
+    status.crls.publish(issuer_id="0b" * 8)
+    crl = status.crls.publish(issuer_id="f0" * 8)
+    if fault == "gone":
+        del status.crls.der[crl.sha256]
+    else:
+        status.crls.der[crl.sha256] = bytes(crl.size)
+    reply = await status.get("/crls.pem")
+    assert (reply.status, reply.headers["cache-control"], reply.headers["retry-after"]) == (503, "no-store", "5")
+
+
+@pytest.mark.parametrize("fault", ["gone", "short", "long", "other"])
+async def test_a_file_that_ends_badly_is_broken_off(status: Status, fault: str) -> None:
+    status.crls.publish(issuer_id="0b" * 8)
+    crl = status.crls.publish(issuer_id="f0" * 8, entries=60_000)
+    status.crls.piece = 50_000
+    whole = status.crls.der[crl.sha256]
+    last = -(-crl.size // 50_000) - 1
+    ends = {"short": whole[:-1], "long": whole + b"x", "other": whole[:-1] + b"x"}
+
+    def fail(failing: object, piece: int) -> None:
+        if failing == crl and piece == last:
+            if fault == "gone":
+                del status.crls.der[crl.sha256]
+            else:
+                status.crls.der[crl.sha256] = ends[fault]
+
+    status.crls.before_piece = fail
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await status.get("/crls.pem")
+
+
+async def test_who_does_not_read_the_file_makes_nothing_pile_up(status: Status) -> None:
+    crl = status.crls.publish()
+    size = 64 * 1024 * 1024
+    status.crls.der[crl.sha256] = bytes(size)
+    status.crls._newest[ISSUER_ID, None, False] = dataclasses.replace(crl, size=size)
+    reader, writer = await asyncio.open_connection("127.0.0.1", status.port, limit=65_536)
+    writer.write(b"GET /crls.pem HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    given = -1
+    while given != status.crls.given:
+        given = status.crls.given
+        for _ in range(50):
+            await status.get("/healthz")
+    assert given < size // 2
+    writer.transport.abort()
+
+
 # What was there before
 
 
@@ -666,6 +909,7 @@ async def test_without_sources_there_is_no_status() -> None:
         assert (await status.ask(GOOD)).status == 404
         assert (await status.post(b"")).status == 404
         assert (await status.get(f"/crl/{ISSUER_ID}.crl")).status == 404
+        assert (await status.get("/crls.pem")).status == 404
 
 
 async def test_readiness_tells_of_each_part(status: Status) -> None:

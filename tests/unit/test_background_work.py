@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from privyseal_acme import service
 from privyseal_acme.background import repeat
@@ -29,6 +30,25 @@ async def test_work_goes_on_after_a_failure(failure: Exception) -> None:
         assert not task.done()
     finally:
         task.cancel()
+
+
+async def test_a_failure_that_lasts_is_logged_once() -> None:
+    away, defect = StoreUnavailableError("The database is away."), RuntimeError("a defect")
+    outcomes: Iterator[Exception | None] = iter([away, away, away, None, None, away, defect, defect, None])
+    enough = asyncio.Event()
+
+    async def work() -> None:
+        outcome = next(outcomes, enough)
+        if outcome is enough:
+            enough.set()
+        elif isinstance(outcome, Exception):
+            raise outcome
+
+    with capture_logs() as logs:
+        task = asyncio.create_task(repeat(0, "work", work))
+        await asyncio.wait_for(enough.wait(), 10)
+        task.cancel()
+    assert [line["log_level"] for line in logs] == ["warning", "info", "warning", "error", "info"]
 
 
 async def test_it_ends_when_it_is_cancelled() -> None:

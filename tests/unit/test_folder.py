@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fakes.service import FakeClock
@@ -275,6 +275,19 @@ def test_a_writer_refuses_a_folder_below_nothing(tmp_path: Path) -> None:
         pass
 
 
+def test_a_writer_follows_no_link_out_of_its_folder(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with FolderWriter(tmp_path / "status") as writer:
+        (tmp_path / "status" / "issuers").symlink_to(outside)
+        with pytest.raises(ConfigurationError, match="is a link"):
+            writer.put("issuers/ab.cer", b"x")
+        (tmp_path / "status" / "roots.pem").symlink_to(outside / "roots.pem")
+        writer.put("roots.pem", b"x")
+        assert not (tmp_path / "status" / "roots.pem").is_symlink()
+    assert list(outside.iterdir()) == []
+
+
 def test_what_was_left_unfinished_is_swept_away(tmp_path: Path) -> None:
     with FolderWriter(tmp_path) as writer:
         writer.put("crl/ab/1.crl", b"x")
@@ -325,6 +338,7 @@ def test_every_response_has_a_name_of_its_own_that_a_url_leads_to(
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300))
+@example(b"{}")
 def test_whatever_a_manifest_is_it_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     folder = tmp_path_factory.mktemp("any")
     (folder / MANIFEST).write_bytes(data)

@@ -278,6 +278,7 @@ def test_sha1_signatures_are_refused() -> None:
         csr(WEB)[:40],
         b"\x30\x84\xff\xff\xff\xff",
     ],
+    ids=["empty", "sequence", "pem", "longer", "shorter", "cut", "length"],
 )
 def test_what_is_no_request_is_refused(der: bytes) -> None:
     with pytest.raises(CsrRefusedError, match="PKCS #10"):

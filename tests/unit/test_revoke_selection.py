@@ -36,6 +36,8 @@ def names(*texts: str) -> str:
         ("10.0.*.*", "ip:10.0.3.4"),
         ("10.**", "ip:10.0.3.4"),
         ("2001:db8:**", "ip:2001:db8::1"),
+        ("2001:0DB8:0:0:0:0:0:1", "ip:2001:db8::1"),
+        ("x[]ab]y.example", "dns:xay.example"),
         ("spiffe://corp/ns/*/sa/*", "uri:spiffe://corp/ns/prod/sa/web"),
         ("spiffe://corp/**", "uri:spiffe://corp/ns/prod/sa/web"),
         ("spiffe://CORP/ns/web", "uri:spiffe://corp/ns/Web"),
@@ -43,7 +45,10 @@ def names(*texts: str) -> str:
     ],
 )
 def test_what_matches(pattern: str, name: str) -> None:
-    assert NamePattern(pattern).matches(names("dns:other.example", name))
+    text = names("dns:other.example", name)
+    parsed = NamePattern(pattern)
+    assert parsed.matches(text)
+    assert parsed.literal in text.lower()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +80,7 @@ def test_a_certificate_without_names_matches_nothing() -> None:
     assert not NamePattern("**").matches("[]")
 
 
-@pytest.mark.parametrize("pattern", ["", "a" * 2049, "a\0b", "a\nb", "\x1b[0m"])
+@pytest.mark.parametrize("pattern", ["", "a" * 2049, "a\0b", "a\nb", "\x1b[0m", "bücher.example"])
 def test_what_is_no_pattern(pattern: str) -> None:
     with pytest.raises(PolicyError, match="pattern"):
         NamePattern(pattern)
@@ -149,7 +154,8 @@ def test_a_preview_tells_apart_a_bounded_number_of_requesters() -> None:
         ("1970-01-02", 86_400),
         ("1970-01-01T00:01:00Z", 60),
         ("1970-01-01t01:00:00+01:00", 0),
-        ("1970-01-01 00:00:01.9z", 1),
+        ("1970-01-01 00:00:01.000z", 1),
+        ("9999-12-31", 253_402_214_400),
     ],
 )
 def test_times(text: str, seconds: int) -> None:
@@ -158,7 +164,24 @@ def test_times(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "yesterday", "2026-13-01", "2026-1-1", "20260101", "2026-01-01T10", "2026-01-01T10:00:00", "0", "٢٠٢٦-01-01"],
+    [
+        "",
+        "yesterday",
+        "2026-13-01",
+        "2026-1-1",
+        "20260101",
+        "2026-01-01T10",
+        "2026-01-01T10:00:00",
+        "0",
+        "٢٠٢٦-01-01",
+        # An entry of the same second would be hit or spared by mistake.
+        "2026-01-01T10:00:00.5Z",
+        # As text, such years stand after all others: "issued before" would be everything.
+        "0999-01-01",
+        "0001-01-01T00:00:00+23:59",
+        "1969-12-31T23:59:59Z",
+        "9999-12-31T23:59:59-23:59",
+    ],
 )
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(click.BadParameter):

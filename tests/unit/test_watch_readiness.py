@@ -71,6 +71,12 @@ def test_one_scope_is_out_of_date(clock: FakeClock, full: PublishedCrl, watcher:
     assert "the CRL full of issuer ab" in status_reason(Source(replace(full, next_update=0)), clock, watcher)
 
 
+def test_nobody_misses_a_new_crl_of_an_issuer_that_has_ended(clock: FakeClock, full: PublishedCrl) -> None:
+    source = Source(full, replace(full, issuer_id="cd", next_update=int(clock.now())))
+    assert "of issuer cd" in status_reason(source, clock, None)
+    assert status_reason(source, clock, None, ended={"cd"}) == ""
+
+
 def test_what_the_watcher_says_counts_last(clock: FakeClock, full: PublishedCrl, watcher: Watcher) -> None:
     watcher.report = WatchReport({"issuing-1": ["http://ca.example/x cannot be reached"]}, clock.now())
     assert status_reason(Source(full), clock, watcher) == "issuing-1: http://ca.example/x cannot be reached"

@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from privyseal_ca.ceremony.certificates import fingerprint
+from privyseal_ca.ceremony.certificates import check_base_url, fingerprint
 from privyseal_ca.ceremony.files import REQUEST_SUFFIX, write_file
 from privyseal_ca.ceremony.issuers import CaSpec, IssuerMaker, Root
 from privyseal_ca.ceremony.plan import ISSUING_NAME, ROOT_NAME, WRAPPING_NAME, NameSpace, Plan, subject
@@ -61,13 +61,18 @@ class Outcome:
 
 
 class Ceremony:
-    """Makes what ``plan`` says in ``home`` and the store."""
+    """Makes what ``plan`` says in ``home`` and the store.
+
+    ``base_url`` goes into the intermediate's certificate; empty when the service's owner has not said what it is called from
+    outside. An interrupted ceremony goes on with the same one only.
+    """
 
     def __init__(
         self,
         *,
         home: Path,
         plan: Plan,
+        base_url: str,
         new_tokens: Sequence[NewToken],
         hsm: Hsm,
         transcript: Transcript,
@@ -76,6 +81,7 @@ class Ceremony:
     ) -> None:
         self._home = home
         self._plan = plan
+        self._base_url = "" if plan.offline_root else base_url
         self._new_tokens = new_tokens
         self._hsm = hsm
         self._transcript = transcript
@@ -102,7 +108,8 @@ class Ceremony:
         return await self._finish(issuer, root)
 
     async def _begin(self) -> None:
-        payload = self._plan.payload()
+        check_base_url(self._base_url)
+        payload = self._plan.payload() | {"http_url": self._base_url or None}
         plan = json.dumps(payload, sort_keys=True)
 
         def unit(transaction: Transaction) -> bool:
@@ -154,6 +161,7 @@ class Ceremony:
             plan.issuing_key,
             subject(plan.organization, plan.issuing_common_name),
             plan.names,
+            self._base_url,
         )
         issuer = await self._maker.intermediate(spec, root)
         self._progress(

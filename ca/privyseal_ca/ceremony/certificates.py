@@ -9,12 +9,14 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from privyseal_ca.ceremony.plan import BACKDATE, ISSUING_LIFETIME, ROOT_LIFETIME, NameSpace
 from privyseal_ca.errors import ConfigurationError
 from privyseal_ca.hsm.signer import PrivateKey, PublicKey
+from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.issuance.standin import stand_in_for
-from privyseal_ca.issuance.template import key_identifier, signature_hash
+from privyseal_ca.issuance.template import distribution_point, key_identifier, signature_hash
 
 _KEY_USAGE = x509.KeyUsage(
     digital_signature=False,
@@ -58,11 +60,18 @@ def root_template(key: PublicKey, subject: x509.Name, *, serial: int, now: float
 
 
 def issuing_template(
-    key: PublicKey, subject: x509.Name, root: x509.Certificate, names: NameSpace, *, serial: int, now: float
+    key: PublicKey,
+    subject: x509.Name,
+    root: x509.Certificate,
+    names: NameSpace,
+    *,
+    pointers: Pointers | None,
+    serial: int,
+    now: float,
 ) -> CaTemplate:
     """An intermediate of three years, or as long as the root lasts, under which there is no other CA.
 
-    It has no extended key usage: what leaves are for is the profiles' affair, and a usage missing here would break every
+    It names the root's certificate and CRL where ``pointers``, the root's, say that they are; there is no OCSP for it. It has no extended key usage: what leaves are for is the profiles' affair, and a usage missing here would break every
     profile that is added later.
     """
     moment = _second(now)
@@ -75,11 +84,16 @@ def issuing_template(
     constraints = names.extension()
     if constraints is not None:
         builder = builder.add_extension(constraints, critical=True)
+    if pointers is not None:
+        for extension in _pointing(pointers):
+            builder = builder.add_extension(extension, critical=False)
     return _finish(builder, signer, serial, not_after)
 
 
 def request(key: PrivateKey, subject: x509.Name, names: NameSpace) -> x509.CertificateSigningRequest:
-    """A request (RFC 2986) for an intermediate, which asks for what :func:`issuing_template` would give."""
+    """A request (RFC 2986) for an intermediate, which asks for what :func:`issuing_template` would give but for the pointers:
+    where a root elsewhere publishes is its own affair.
+    """
     public_key = key.public_key()
     builder = (
         x509.CertificateSigningRequestBuilder()
@@ -92,6 +106,18 @@ def request(key: PrivateKey, subject: x509.Name, names: NameSpace) -> x509.Certi
     if constraints is not None:
         builder = builder.add_extension(constraints, critical=True)
     return builder.sign(key, signature_hash(public_key))
+
+
+def check_base_url(url: str) -> None:
+    """Return when ``url`` can stand in a certificate, which holds ASCII (RFC 5280 section 4.2.1.6).
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if not url.isascii():
+        raise ConfigurationError(
+            "server.http_url has characters that no certificate can hold.", hint="Write its host in ASCII (xn--...)."
+        )
 
 
 def check_ca_certificate(certificate: x509.Certificate, issuer: x509.Certificate, *, now: float) -> None:
@@ -175,6 +201,15 @@ def _ca_builder(
         .add_extension(_KEY_USAGE, critical=True)
         .add_extension(own_identifier(key), critical=False)
     )
+
+
+def _pointing(pointers: Pointers) -> tuple[x509.AuthorityInformationAccess, x509.CRLDistributionPoints]:
+    """Where the issuer's certificate (RFC 5280 section 4.2.2.1) and its CRL (section 4.2.1.13) are."""
+    access = x509.AccessDescription(
+        AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier(pointers.ca_issuers)
+    )
+    points = x509.CRLDistributionPoints([distribution_point(pointers.crl(None))])
+    return x509.AuthorityInformationAccess([access]), points
 
 
 def _finish(builder: x509.CertificateBuilder, signer: PublicKey, serial: int, not_after: datetime) -> CaTemplate:

@@ -127,6 +127,7 @@ async def initialise(
             return await Ceremony(
                 home=home,
                 plan=plan,
+                base_url=settings.server.http_url,
                 new_tokens=new_tokens,
                 hsm=hsm,
                 transcript=surroundings.transcript(store),

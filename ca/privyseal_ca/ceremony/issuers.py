@@ -7,6 +7,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from privyseal_ca.ceremony.certificates import (
+    check_base_url,
     issuing_template,
     own_identifier,
     pem,
@@ -22,6 +23,7 @@ from privyseal_ca.hsm.attributes import KeyAlgorithm, KeyAttestation
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.hsm.signer import PublicKey, SigningKey
 from privyseal_ca.hsm.uri import KeyUri
+from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.issuance.template import new_serial
 from privyseal_ca.ledger.entries import Kind
 from privyseal_ca.store.issuers import IssuerRow, add_chain, add_issuer, all_issuers, chains, find_issuer
@@ -46,6 +48,8 @@ class CaSpec:
     algorithm: KeyAlgorithm
     subject: x509.Name
     names: NameSpace
+    #: The public base URL below which its certificate says that the root and its CRL are; without one it does not say.
+    base_url: str = ""
 
 
 class IssuerMaker:
@@ -100,6 +104,7 @@ class IssuerMaker:
         existing = await self._transcript.store.read(lambda tx: find_issuer(tx, spec.name))
         if existing is not None:
             return existing
+        check_base_url(spec.base_url)
         attestation = await self.keys.signing_key(spec.token, spec.name, spec.algorithm)
         key = await self._hsm.open_signing_key(attestation.uri)
         if root is None:
@@ -128,7 +133,13 @@ class IssuerMaker:
         self, spec: CaSpec, key: SigningKey, attestation: KeyAttestation, root: Root
     ) -> None:
         template = issuing_template(
-            key.public_key, spec.subject, root.certificate, spec.names, serial=self._serial(), now=self._now()
+            key.public_key,
+            spec.subject,
+            root.certificate,
+            spec.names,
+            pointers=Pointers(spec.base_url, root.id) if spec.base_url else None,
+            serial=self._serial(),
+            now=self._now(),
         )
         row = self._row(spec, "active", key.public_key, attestation, None)
 

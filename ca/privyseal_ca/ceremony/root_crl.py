@@ -17,6 +17,7 @@ from privyseal_ca.ceremony.certificates import ca_public_key, subject_key_identi
 from privyseal_ca.ceremony.imports import require_issuer
 from privyseal_ca.ceremony.issuers import Root
 from privyseal_ca.ceremony.transcript import Transcript
+from privyseal_ca.clock import CLOCK_STEP
 from privyseal_ca.errors import (
     AlreadyRevokedError,
     ConfigurationError,
@@ -27,7 +28,6 @@ from privyseal_ca.issuance.record import serial_text
 from privyseal_ca.issuance.template import signature_hash
 from privyseal_ca.ledger.entries import Kind
 from privyseal_ca.ledger.log import size
-from privyseal_ca.revocation.crl_build import CLOCK_STEP
 from privyseal_ca.revocation.published import FULL
 from privyseal_ca.store.certificates import RevocationRow, add_revocation, find_revocation
 from privyseal_ca.store.crls import (

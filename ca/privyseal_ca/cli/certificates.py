@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
-from privyseal_ca.cli.issued import document_of, require_certificate, serial_of, state_of
+from privyseal_ca.cli.issued import document_of, named, require_certificate, state_of
 from privyseal_ca.cli.revoke import jobs, revoke
 from privyseal_ca.cli.text import table, when
 from privyseal_ca.store.certificates import CertificateRow, RevocationRow, find_revocation, list_certificates
@@ -64,11 +64,11 @@ def list_command(invocation: Invocation, name: str, after: str, count: int, **op
 @pass_invocation
 def show(invocation: Invocation, certificate: str) -> None:
     """Show a certificate that was issued here."""
-    serial = serial_of(certificate)
+    wanted = named(certificate)
 
     async def work() -> tuple[CertificateRow, RevocationRow | None]:
         async with opened_store(settings_of(invocation)) as store:
-            return await store.read(lambda tx: require_certificate(tx, serial))
+            return await store.read(lambda tx: require_certificate(tx, wanted))
 
     row, revocation = run(work())
     now = int(surroundings_of(invocation).clock.now())

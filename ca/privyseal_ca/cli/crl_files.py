@@ -1,6 +1,5 @@
 """Stored CRLs as files: one of them, or those that a server needs to check every CA of a chain."""
 
-import base64
 import itertools
 from functools import partial
 from hashlib import sha256
@@ -10,6 +9,7 @@ from cryptography import x509
 
 from privyseal_ca.ceremony.certificates import subject_key_identifier
 from privyseal_ca.errors import StatusUnavailableError
+from privyseal_ca.revocation.crl_bundle import pem_of
 from privyseal_ca.revocation.published import FULL
 from privyseal_ca.store.crls import CrlRow, all_crls, find_crl, find_part
 from privyseal_ca.store.engine import Store
@@ -52,7 +52,7 @@ async def read_der(store: Store, issuer_id: str, scope: str, *, delta: bool) -> 
 
 
 async def bundle_of(store: Store) -> tuple[list[CrlRow], bytes]:
-    """The complete CRLs of every CA, the roots' first, and all of them as PEM.
+    """The complete CRLs of every CA, and all of them as PEM: what the service has at ``/crls.pem``, octet for octet.
 
     Raises:
         StatusUnavailableError: a CA in the default chain of an active issuer has none.
@@ -67,29 +67,21 @@ async def bundle_of(store: Store) -> tuple[list[CrlRow], bytes]:
             hint="The service publishes those of issuers; `privyseal crl root` signs the root's, and `privyseal crl import` "
             "takes that of a root elsewhere.",
         )
-    rows.sort(key=lambda row: list(needed).index(row.issuer_id) if row.issuer_id in needed else len(needed))
     content = b""
     found = []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.issuer_id):
         current, der = await read_der(store, row.issuer_id, FULL, delta=False)
         found.append(current)
         content += pem_of(der)
     return found, content
 
 
-def pem_of(der: bytes) -> bytes:
-    """A CRL as strict PEM (RFC 7468)."""
-    lines = base64.b64encode(der)
-    body = b"\n".join(lines[begin : begin + 64] for begin in range(0, len(lines), 64))
-    return b"-----BEGIN X509 CRL-----\n" + body + b"\n-----END X509 CRL-----\n"
-
-
 def _needed(transaction: Transaction) -> dict[str, str]:
-    """The subject of every CA in the default chains of the active issuers by its id, the roots first."""
+    """The subject of every CA in the default chains of the active issuers by its id."""
     found: dict[str, str] = {}
     for row in all_issuers(transaction):
         pems = chains(transaction, row.id)
         if row.state in {"root", "active"} and pems:
-            for certificate in reversed(x509.load_pem_x509_certificates(pems[0].encode())):
+            for certificate in x509.load_pem_x509_certificates(pems[0].encode()):
                 found.setdefault(subject_key_identifier(certificate).digest.hex(), certificate.subject.rfc4514_string())
     return found

@@ -9,13 +9,14 @@ from privyseal_ca.ceremony.certificates import fingerprint
 from privyseal_ca.ceremony.crl_import import ImportedCrl, import_crl, read_crl
 from privyseal_ca.ceremony.files import write_file
 from privyseal_ca.ceremony.root_crl import renew_root_crl
-from privyseal_ca.cli.crl_files import bundle_of, pem_of, read_der
+from privyseal_ca.cli.crl_files import bundle_of, read_der
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
 from privyseal_ca.cli.roots import opened_root, root_pin_option
 from privyseal_ca.cli.text import moment, table, when
 from privyseal_ca.errors import ConfigurationError, StatusUnavailableError
 from privyseal_ca.issuance.pointers import crl_path
+from privyseal_ca.revocation.crl_bundle import pem_of
 from privyseal_ca.revocation.published import scope_name, scope_shard
 from privyseal_ca.store.crls import CrlRow, all_crls, find_crl
 from privyseal_ca.store.issuers import all_issuers, find_issuer
@@ -109,7 +110,7 @@ def show(invocation: Invocation, issuer: str, shard: int | None, out: str | None
 def bundle(invocation: Invocation, out: str | None) -> None:
     """Write the CRLs of the root and of every issuer together as PEM, as nginx and HAProxy take them.
 
-    Nothing is written as long as a CA in a chain that is in use has none: a server would then refuse every client.
+    The running service has the same at /crls.pem. Nothing is written as long as a CA in a chain that is in use has none: a server would then refuse every client.
     """
     if out is None and invocation.json:
         raise click.UsageError("--json needs --out: both would write to standard output.")

@@ -54,7 +54,11 @@ def _server_setting(_: click.Context, parameter: click.Parameter, value: str) ->
     "--https-url", default="", callback=_server_setting, metavar="URL", help="Public URL of the ACME listener."
 )
 @click.option(
-    "--http-url", default="", callback=_server_setting, metavar="URL", help="Public URL of the plain listener."
+    "--http-url",
+    default="",
+    callback=_server_setting,
+    metavar="URL",
+    help="Public URL of the plain listener; it goes into certificates, the intermediate's too.",
 )
 @click.option("--pkcs11-module", type=_FILE, help="PKCS#11 module of existing tokens. Default: SoftHSM in the home.")
 @click.option("--root-token", metavar="LABEL", help="Existing token for the root, with --pkcs11-module.")

@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import orjson
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from privyseal_ca.ceremony.imports import read_certificates
 from privyseal_ca.cli.text import moment
@@ -17,8 +18,16 @@ from privyseal_ca.store.statement import Transaction
 _SERIAL = re.compile(r"[0-9a-f]{1,32}")
 
 
-def serial_of(text: str) -> str:
-    """The serial that ``text`` is, or that of the first certificate in the file that it names.
+class Named(NamedTuple):
+    """A certificate as somebody named it."""
+
+    serial: str
+    #: What it is, when it was given as a file: anybody can make a certificate with the serial of another.
+    der: bytes | None = None
+
+
+def named(text: str) -> Named:
+    """The certificate whose serial ``text`` is, or the first one in the file that it names.
 
     Raises:
         click.BadParameter: it is neither.
@@ -26,20 +35,27 @@ def serial_of(text: str) -> str:
     """
     bare = text.lower().replace(":", "").removeprefix("0x")
     if _SERIAL.fullmatch(bare):
-        return bare.zfill(32)
+        return Named(bare.zfill(32))
     path = Path(text)
     if not path.is_file():
         raise click.BadParameter("neither a serial in hex nor a file", param_hint="SERIAL|FILE")
-    return serial_text(read_certificates(path)[0].serial_number)
+    certificate = read_certificates(path)[0]
+    return Named(serial_text(certificate.serial_number), certificate.public_bytes(Encoding.DER))
 
 
-def require_certificate(transaction: Transaction, serial: str) -> tuple[CertificateRow, RevocationRow | None]:
-    """The certificate with ``serial``, and its revocation.
+def require_certificate(transaction: Transaction, wanted: Named) -> tuple[CertificateRow, RevocationRow | None]:
+    """The certificate that is ``wanted``, and its revocation.
 
     Raises:
-        PolicyError: none was issued here.
+        PolicyError: it was not issued here.
     """
+    serial, der = wanted
     row = find_certificate(transaction, serial)
+    if row is not None and der not in {None, row.der}:
+        raise PolicyError(
+            f"The certificate in the file was not issued here; another one with its serial {serial} was.",
+            hint="Ask where the file comes from. If the other one is meant, give its serial.",
+        )
     if row is None:
         raise PolicyError(
             f"No certificate with the serial {serial} was issued here.", hint="`privyseal cert list` shows serials."

@@ -110,8 +110,8 @@ def show(invocation: Invocation, name: str) -> None:
 def create(invocation: Invocation, name: str, **options: Any) -> None:
     """Make another issuing CA, with its key generated in the token.
 
-    The root signs its certificate when its token and PIN are here. Otherwise a request is written for `issuer import`. A
-    running service uses the new issuer after a restart.
+    The root signs its certificate when its token and PIN are here; where the root's CRL is stands in it when server.http_url is
+    set. Otherwise a request is written for `issuer import`. A running service uses the new issuer after a restart.
     """
     if not _NAME.fullmatch(name) or name == ROOT_NAME:
         raise click.BadParameter("use up to 64 lower-case letters, digits, dots, hyphens and underscores")
@@ -150,6 +150,7 @@ async def _create(invocation: Invocation, settings: Settings, name: str, options
                 options["key_type"],
                 await _subject(store, first, name, options["common_name"]),
                 name_space(options),
+                settings.server.http_url,
             )
             root = await maker.existing_root() if at_hand else None
             row = await maker.intermediate(spec, root)

@@ -9,7 +9,7 @@ import orjson
 
 from privyseal_ca.cli.frame import Command, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
-from privyseal_ca.cli.issued import document_of, require_certificate, serial_of
+from privyseal_ca.cli.issued import document_of, named, require_certificate
 from privyseal_ca.cli.revoke_key import revoke_private_key
 from privyseal_ca.cli.revoke_many import cancel, job_document, resume, revoke_selection
 from privyseal_ca.cli.selecting import selection_options
@@ -20,11 +20,14 @@ from privyseal_ca.revocation.jobs import skipped
 from privyseal_ca.revocation.revoke import (
     ADMINISTRATOR_REASONS,
     KEY_COMPROMISE,
+    MAX_WITH_KEY,
     REASONS,
+    block_compromised_key,
+    revoke_alive_with_key,
     revoke_with_key,
 )
 from privyseal_ca.revocation.selection import Selection
-from privyseal_ca.store.certificates import CertificateRow, RevocationRow
+from privyseal_ca.store.certificates import CertificateRow, RevocationRow, blocked_key_reason
 from privyseal_ca.store.revoking import JobRow, count_alive_with_key, list_jobs
 from privyseal_ca.store.statement import Transaction
 
@@ -107,20 +110,31 @@ def revoke(
 
 
 def _revoke_one(invocation: Invocation, certificate: str, reason: int, *, dry_run: bool, yes: bool) -> None:
-    serial = serial_of(certificate)
+    wanted = named(certificate)
+    serial = wanted.serial
     surroundings = surroundings_of(invocation)
     clock, actor, correlation = surroundings.clock, surroundings.actor, surroundings.correlation
 
     def look(transaction: Transaction) -> tuple[CertificateRow, RevocationRow | None, int]:
-        row, revocation = require_certificate(transaction, serial)
+        row, before = require_certificate(transaction, wanted)
+        if before is not None and not _has_open_key(transaction, row, reason):
+            raise AlreadyRevokedError("The certificate is revoked already.")
         others = 0
-        if reason == KEY_COMPROMISE and revocation is None:
+        if reason == KEY_COMPROMISE:
             now = int(clock.now())
-            others = count_alive_with_key(transaction, row.spki_sha256, now=now) - (row.not_after > now)
-        return row, revocation, others
+            others = count_alive_with_key(transaction, row.spki_sha256, now=now)
+            others -= before is None and row.not_after > now
+        return row, before, others
 
     def unit(transaction: Transaction) -> tuple[CertificateRow, list[RevocationRow]]:
-        row, _ = require_certificate(transaction, serial)
+        row, before = require_certificate(transaction, wanted)
+        if before is not None and _has_open_key(transaction, row, reason):
+            key, now = row.spki_sha256, clock.now()
+            block_compromised_key(transaction, key, actor=actor, correlation=correlation, now=now)
+            others = revoke_alive_with_key(
+                transaction, key, actor=actor, correlation=correlation, now=now, count=MAX_WITH_KEY
+            )
+            return row, [before, *others]
         return row, revoke_with_key(
             transaction,
             row,
@@ -131,28 +145,34 @@ def _revoke_one(invocation: Invocation, certificate: str, reason: int, *, dry_ru
             now=clock.now(),
         )
 
-    async def work() -> tuple[CertificateRow, RevocationRow | None, int]:
+    async def work() -> tuple[CertificateRow, RevocationRow | None, RevocationRow | None, int]:
         async with opened_store(settings_of(invocation)) as store:
-            row, revocation, others = await store.read(look)
+            row, before, others = await store.read(look)
             if dry_run:
-                if revocation is not None:
-                    raise AlreadyRevokedError("The certificate is revoked already.")
-                return row, revocation, others
-            more = f" and {others} others with the same key" if others else ""
-            invocation.confirm(f"Revoke {serial} for {' '.join(orjson.loads(row.names))}{more}?", yes=yes)
+                return row, before, before, others
+            what = f"Revoke {serial}" if before is None else f"Block the key of {serial}, which was revoked before,"
+            more = f" and {'' if before is None else 'revoke '}{others} others with the same key" if others else ""
+            invocation.confirm(f"{what} for {' '.join(orjson.loads(row.names))}{more}?", yes=yes)
             row, rows = await store.write(unit)
             others = len(rows) - 1
             if others:
                 others += await revoke_rest(store, clock, row.spki_sha256, actor=actor, correlation=correlation)
-            return row, rows[0], others
+            return row, before, rows[0], others
 
-    row, revocation, others = run(work())
+    row, before, revocation, others = run(work())
     members = document_of(row, revocation, revocation.revoked_at if revocation else int(clock.now()))
+    verb = "would be" if dry_run else "is"
     also = f", and {others} others with the same key" if others else ""
-    invocation.result(
-        {**members, "others_with_key": others},
-        f"Certificate {serial} {'would be' if revocation is None else 'is'} revoked{also}.",
-    )
+    text = f"Certificate {serial} {verb} revoked{also}."
+    if before is not None:
+        text = f"Certificate {serial} was revoked before; its key {verb} blocked"
+        text += f", and {others} others with it are revoked." if others else "."
+    invocation.result({**members, "others_with_key": others}, text)
+
+
+def _has_open_key(transaction: Transaction, row: CertificateRow, reason: int) -> bool:
+    """Whether ``reason`` says of a certificate's key what is not known yet, however the certificate itself was revoked."""
+    return reason == KEY_COMPROMISE and blocked_key_reason(transaction, row.spki_sha256) is None
 
 
 @click.command("jobs", cls=Command)

@@ -10,8 +10,8 @@ from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_o
 from privyseal_ca.cli.selecting import selection_of
 from privyseal_ca.cli.text import moment
 from privyseal_ca.errors import PolicyError
-from privyseal_ca.revocation.jobs import RUNNING, cancel_job, run_job, skipped, start_job
-from privyseal_ca.revocation.revoke import REASONS
+from privyseal_ca.revocation.jobs import CANCELLED, RUNNING, cancel_job, run_job, skipped, start_job
+from privyseal_ca.revocation.revoke import KEY_COMPROMISE, REASONS
 from privyseal_ca.revocation.selection import Preview, Selection, preview_selection
 from privyseal_ca.store.revoking import JobRow
 
@@ -59,9 +59,9 @@ def revoke_selection(
 
     selection, preview, job = _interruptible(invocation, work, started)
     if job is None:
-        invocation.result(_preview_document(selection, preview), _preview_text(selection, preview))
+        invocation.result(_preview_document(selection, preview, reason), _preview_text(selection, preview, reason))
     else:
-        _tell(invocation, job)
+        _tell_end(invocation, job)
 
 
 def resume(invocation: Invocation, job_id: str) -> None:
@@ -72,7 +72,7 @@ def resume(invocation: Invocation, job_id: str) -> None:
         async with opened_store(settings_of(invocation)) as store:
             return await run_job(store, clock, job_id, progress=_progress(invocation))
 
-    _tell(invocation, _interruptible(invocation, work, [job_id]))
+    _tell_end(invocation, _interruptible(invocation, work, [job_id]))
 
 
 def cancel(invocation: Invocation, job_id: str) -> None:
@@ -131,8 +131,22 @@ def _ask(invocation: Invocation, selection: Selection, preview: Preview, reason:
             f"{_count(preview.total)} would be revoked{_others(preview)}, and nobody is there to be asked.",
             hint="Look at it with --dry-run, then say --yes.",
         )
-    invocation.progress(_preview_text(selection, preview))
+    invocation.progress(_preview_text(selection, preview, reason))
     invocation.confirm(f"Revoke {_count(preview.total)} ({_REASON_NAMES[reason]})?", yes=False)
+
+
+def _tell_end(invocation: Invocation, job: JobRow) -> None:
+    """Tell how a job ended that this command worked on.
+
+    Raises:
+        PolicyError: somebody else has cancelled it meanwhile: not everything is revoked.
+    """
+    if job.state == CANCELLED:
+        raise PolicyError(
+            f"The job {job.id} was cancelled by somebody else; {job.revoked} of {job.total} are revoked.",
+            hint="`privyseal ledger show` tells who did. Select what is left anew.",
+        )
+    _tell(invocation, job)
 
 
 def _tell(invocation: Invocation, job: JobRow) -> None:
@@ -177,7 +191,7 @@ def _others(preview: Preview) -> str:
     return f" (not counting {', '.join(parts)})" if parts else ""
 
 
-def _preview_text(selection: Selection, preview: Preview) -> str:
+def _preview_text(selection: Selection, preview: Preview, reason: int) -> str:
     lines = [f"{_count(preview.total)} selected by {selection}{_others(preview)}"]
     lines += [f"  {serial}  {' '.join(names)}" for serial, names in preview.sample]
     if preview.total > len(preview.sample):
@@ -186,16 +200,19 @@ def _preview_text(selection: Selection, preview: Preview) -> str:
         lines += [f"{what:<10} {name}: {number}" for name, number in counter.most_common(_MOST)]
         if len(counter) > _MOST:
             lines.append(f"{what:<10} and {len(counter) - _MOST} more")
+    if reason == KEY_COMPROMISE:
+        lines.append("Their keys are blocked for good, and all other certificates with one of them are revoked too.")
     return "\n".join(lines)
 
 
-def _preview_document(selection: Selection, preview: Preview) -> dict[str, Any]:
+def _preview_document(selection: Selection, preview: Preview, reason: int) -> dict[str, Any]:
     return {
         "selection": selection.document(),
         "total": preview.total,
         "expired": preview.expired,
         "revoked": preview.revoked,
         "own": preview.own,
+        "takes_others_with_key": reason == KEY_COMPROMISE,
         "sample": [{"serial": serial, "names": names} for serial, names in preview.sample],
         "profiles": dict(preview.profiles.most_common()),
         "requesters": dict(preview.requesters.most_common()),

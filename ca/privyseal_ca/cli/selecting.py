@@ -15,9 +15,11 @@ from privyseal_ca.store.statement import Transaction
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(
-    r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d))?",
+    r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d:\d\d(?:\.0{1,9})?(?:[Zz]|[+-]\d\d:\d\d))?",
     re.ASCII,
 )
+#: The times that a ledger can hold, within a day: before 1970 and after 9999 there is none.
+_FIRST, _LAST = 0, 253_402_214_400
 _OPTIONS = (
     (
         "--account",
@@ -95,11 +97,17 @@ def _key(text: str) -> bytes:
 def _seconds(text: str | None, option: str) -> int | None:
     if text is None:
         return None
-    wrong = click.BadParameter("give RFC 3339 with a zone, such as 2026-11-21T10:00:00Z, or a date", param_hint=option)
+    wrong = click.BadParameter(
+        "give RFC 3339 in whole seconds with a zone, such as 2026-11-21T10:00:00Z, or a date, from 1970 on",
+        param_hint=option,
+    )
     if not _TIME.fullmatch(text):
         raise wrong
     try:
         moment = datetime.fromisoformat(text.upper().replace(" ", "T"))
     except ValueError:
         raise wrong from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    if not _FIRST <= seconds <= _LAST:
+        raise wrong
+    return seconds

@@ -211,6 +211,23 @@ def label_taken(session: Session, label: str) -> bool:
     return bool(list(session.get_objects({Attribute.LABEL: label})))
 
 
+def drop_public_half(token: Token, label: str, key_id: bytes) -> bool:
+    """Remove the public half of a key pair that never got its private one, which tokens make after it; whether that was all.
+
+    Only what has this very CKA_ID is removed, and nothing when anything else has the label.
+    """
+    session = token.open(rw=True)
+    try:
+        found = list(session.get_objects({Attribute.LABEL: label}))
+        if any(each[Attribute.CLASS] is not ObjectClass.PUBLIC_KEY or identifier_of(each) != key_id for each in found):
+            return False
+        for each in found:
+            each.destroy()
+    finally:
+        session.close()
+    return True
+
+
 def identifier_of(key: Key) -> bytes:
     """The key's CKA_ID."""
     return bytes(key[Attribute.ID])

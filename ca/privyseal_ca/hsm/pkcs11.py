@@ -112,7 +112,9 @@ class Hsm:
         """
         uri = replace(KeyUri.parse(token_uri).token_uri, object=label, id=key_id, type="private")
         held = self._key(str(uri), SIGNING)
-        await self._generate(held.token, label, lambda t: cryptoki.generate_signing_key(t, algorithm, label, key_id))
+        await self._generate(
+            held.token, label, lambda t: cryptoki.generate_signing_key(t, algorithm, label, key_id), unfinished=key_id
+        )
         await self._ask(held.token, held.ready)
         return held.attestation()
 
@@ -206,9 +208,21 @@ class Hsm:
         worker = token.module.worker
         await worker.call(lambda start: token.use(lambda: task(start)), patience=patience, limit=self._queue)
 
-    async def _generate(self, token: Token, label: str, generate: Callable[[cryptoki.Token], None]) -> None:
+    async def _generate(
+        self,
+        token: Token,
+        label: str,
+        generate: Callable[[cryptoki.Token], None],
+        *,
+        unfinished: bytes | None = None,
+    ) -> None:
+        """``unfinished`` is the CKA_ID of a key pair whose generation may have been killed half way before."""
+
         def task(start: Start) -> None:
-            if cryptoki.label_taken(token.session(), label):
+            taken = cryptoki.label_taken(token.session(), label)
+            if taken and unfinished is not None:
+                taken = not cryptoki.drop_public_half(token.handle(), label, unfinished)
+            if taken:
                 raise SignerMisconfiguredError(
                     f"The token {token.uri} has an object labelled {label!r} already.",
                     hint="Choose another label; keys are never replaced.",

@@ -167,7 +167,7 @@ def _check_pointers(
 ) -> None:
     profile, pointers = request.profile, issuer.pointers
     base = f"{pointers.base_url}/crl/{pointers.issuer_id}"
-    part = f"{base}/{serial % pointers.shards}"
+    part = f"{base}/{pointers.first_shard + serial % pointers.shards}"
     lists = {"none": [], "full": [f"{base}.crl"], "shard": [f"{part}.crl"]}[profile.crl]
     deltas = [f"{part}-delta.crl"] if profile.crl == "shard" and pointers.deltas else []
     found = {extension.oid.dotted_string: extension.value for extension in extensions}

@@ -14,6 +14,11 @@ class Pointers:
     """Into how many parts the issuer's CRL is divided for certificates that are issued now."""
     deltas: bool = False
     """Whether there is a delta CRL beside each part."""
+    first_shard: int = 0
+    """The first part for certificates that are issued now: those before it are named by another base URL."""
+    former: tuple[tuple[int, str], ...] = ()
+    """Base URLs from before, each with the first of its parts, in their order. A part is named as it was when certificates
+    named it, for as long as there are any."""
 
     @property
     def ca_issuers(self) -> str:
@@ -27,15 +32,25 @@ class Pointers:
 
     def shard_of(self, serial: int) -> int:
         """The part of the CRL for a new certificate with ``serial``, whose low bits are random."""
-        return serial % self.shards
+        return self.first_shard + serial % self.shards
+
+    @property
+    def current(self) -> range:
+        """The parts that certificates are given now."""
+        return range(self.first_shard, self.first_shard + self.shards)
 
     def crl(self, shard: int | None) -> str:
         """The CRL that is one part of the list, or with None all of it."""
-        return self.base_url + crl_path(self.issuer_id, shard)
+        return self._base_of(shard) + crl_path(self.issuer_id, shard)
 
     def delta(self, shard: int) -> str:
         """The delta CRL of one part."""
-        return self.base_url + crl_path(self.issuer_id, shard, delta=True)
+        return self._base_of(shard) + crl_path(self.issuer_id, shard, delta=True)
+
+    def _base_of(self, shard: int | None) -> str:
+        if shard is None or shard >= self.first_shard:
+            return self.base_url
+        return next((url for first, url in reversed(self.former) if shard >= first), self.base_url)
 
 
 def crl_path(issuer_id: str, shard: int | None, *, delta: bool = False) -> str:

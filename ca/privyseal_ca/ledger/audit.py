@@ -64,12 +64,22 @@ class Expected:
     root: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Intent:
+    """What an intent says of the certificate that is to follow."""
+
+    issuer: str
+    tbs_sha256: str
+    requester: str
+    profile: str | None
+
+
 @dataclass(slots=True)
 class _Seen:
     """What the entries so far leave to be compared."""
 
-    #: Intents that nothing has followed yet: serial to issuer and hash of the TBSCertificate.
-    open: dict[str, tuple[str, str]] = field(default_factory=dict)
+    #: Intents that nothing has followed yet, by serial.
+    open: dict[str, _Intent] = field(default_factory=dict)
     issued: int = 0
     #: SHA-256 of every CA certificate, and their serials with the id of the CA that signed each.
     ca_certificates: set[str] = field(default_factory=set)
@@ -207,13 +217,13 @@ class Auditor:
             or (earlier is not None and earlier.ledger_index < index)
         ):
             raise wrong(index, f"({Kind.INTENT}) is for the serial {serial}, which was used before")
-        self._seen.open[serial] = issuer, payload["tbs_sha256"]
+        self._seen.open[serial] = _Intent(issuer, payload["tbs_sha256"], members["actor"], payload.get("profile"))
 
     def _issued(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
         payload: Payload = members["payload"]
         serial = payload["serial"]
         wrong_here = partial(wrong_about, index, Kind.ISSUED, serial)
-        self._close(index, Kind.ISSUED, payload)
+        intent = self._close(index, Kind.ISSUED, payload)
         row = find_certificate(transaction, serial)
         if row is None or row.ledger_index != index:
             raise wrong_here("has no row in the certificates table")
@@ -226,6 +236,9 @@ class Auditor:
             raise wrong_here("does not follow from the certificate in its row")
         if not row_agrees(row, payload) or not pointers_agree(row, certificate):
             raise wrong_here("has a row whose columns are not those of the certificate")
+        # By these two certificates are selected to be revoked, or spared.
+        if (row.requester, row.profile) != (intent.requester, intent.profile):
+            raise wrong_here("has a row whose requester or profile is not that of its intent")
         if not any(_signed_by(certificate, issuer) for issuer in self._cas.get(payload["issuer"], ())):
             raise wrong_here("is for a certificate that its issuer did not sign")
         self._seen.issued += 1
@@ -257,13 +270,14 @@ class Auditor:
     def _find_ca(self, issuer_id: str, fingerprint: str) -> x509.Certificate | None:
         return next((ca for ca in self._cas.get(issuer_id, ()) if _sha256(ca) == fingerprint), None)
 
-    def _close(self, index: int, kind: Kind, payload: Payload) -> None:
+    def _close(self, index: int, kind: Kind, payload: Payload) -> _Intent:
         """Match an entry with the intent that must stand before it (promise P2)."""
         intent = self._seen.open.pop(payload["serial"], None)
         if intent is None:
             raise wrong_about(index, kind, payload["serial"], "has no intent before it")
-        if intent != (payload["issuer"], payload["tbs_sha256"]):
+        if (intent.issuer, intent.tbs_sha256) != (payload["issuer"], payload["tbs_sha256"]):
             raise wrong_about(index, kind, payload["serial"], "is not what its intent says")
+        return intent
 
     # What the entries cannot show: rows without entries.
 

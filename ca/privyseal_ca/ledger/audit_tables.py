@@ -12,13 +12,23 @@ from privyseal_ca.clock import rfc3339
 from privyseal_ca.ledger.entries import Kind, Payload
 from privyseal_ca.store.certificates import CertificateRow, RevocationRow
 from privyseal_ca.store.statement import Statement, Transaction
-from privyseal_ca.store.tables import Certificate, Intent, LedgerEntry, LedgerHead, Revocation
+from privyseal_ca.store.tables import (
+    BlockedKey,
+    Certificate,
+    Intent,
+    LedgerEntry,
+    LedgerHead,
+    Revocation,
+    RevocationJob,
+)
 
 _head = LedgerHead.__table__  # type: ignore[attr-defined]
 _entry = LedgerEntry.__table__  # type: ignore[attr-defined]
 _certificate = Certificate.__table__  # type: ignore[attr-defined]
 _revocation = Revocation.__table__  # type: ignore[attr-defined]
 _intent = Intent.__table__  # type: ignore[attr-defined]
+_job = RevocationJob.__table__  # type: ignore[attr-defined]
+_blocked = BlockedKey.__table__  # type: ignore[attr-defined]
 
 _PAGE: Final = 500
 
@@ -50,6 +60,15 @@ _REVOCATIONS = Statement(
     .order_by(_revocation.c.issuer_id, _revocation.c.serial)
     .limit(_PAGE)
 )
+_BLOCKED = Statement(
+    select(_blocked.c.spki_sha256)
+    .where(_blocked.c.spki_sha256 > bindparam("after"))
+    .order_by(_blocked.c.spki_sha256)
+    .limit(_PAGE)
+)
+_JOBS = Statement(
+    select(_job.c.id, _job.c.state).where(_job.c.id > bindparam("after")).order_by(_job.c.id).limit(_PAGE)
+)
 
 
 def end_of_ledger(transaction: Transaction) -> tuple[int, int, set[str]] | None:
@@ -70,6 +89,16 @@ def count_certificates(transaction: Transaction, size: int) -> int:
 def revocations_after(transaction: Transaction, *, last: Revoked) -> list[Revoked]:
     """A page of the revocation list."""
     return [(row[0], row[1]) for row in transaction.all(_REVOCATIONS, issuer=last[0], after=last[1])]
+
+
+def blocked_keys_after(transaction: Transaction, *, last: bytes) -> list[bytes]:
+    """A page of the hashes of the blocked keys."""
+    return [bytes(row[0]) for row in transaction.all(_BLOCKED, after=last)]
+
+
+def jobs_after(transaction: Transaction, *, last: str) -> list[tuple[str, str]]:
+    """A page of the jobs that revoke many, with their state."""
+    return [(row[0], row[1]) for row in transaction.all(_JOBS, after=last)]
 
 
 def unrecorded_certificates(transaction: Transaction, end: int) -> Iterator[tuple[str, int]]:

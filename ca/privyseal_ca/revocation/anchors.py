@@ -1,6 +1,6 @@
 """The certificates that relying parties fetch, from the database: the roots, and every CA with its chain."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,15 @@ class PublishedCertificates:
     roots_pem: bytes
     #: DER, and PEM with the chain.
     issuers: Mapping[str, tuple[bytes, bytes]]
+
+
+def ended_issuers(issuers: Mapping[str, tuple[bytes, bytes]], now: float) -> Set[str]:
+    """The ids of those whose certificates have expired: nothing of theirs is valid, and they sign no CRL any more."""
+    return {
+        issuer_id
+        for issuer_id, (der, _) in issuers.items()
+        if x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp() < now
+    }
 
 
 def published_certificates(transaction: Transaction, roots_file: Path) -> PublishedCertificates:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from privyseal_ca.clock import Clock
+from privyseal_ca.clock import CLOCK_STEP, Clock
 from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import SignatureUncertainError, StoreConflictError, StoreError
 from privyseal_ca.hsm.signer import PrivateKey
@@ -42,9 +42,6 @@ from privyseal_ca.store.crls import (
 )
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.statement import Transaction
-
-#: How many seconds a thisUpdate may be ahead of the clock before the clock that made it counts as having been wrong.
-CLOCK_STEP: Final = 300
 
 #: Rows that are read at once. With SQLite that happens on the event loop: 1 to 2 ms.
 _PAGE: Final = 500

@@ -29,6 +29,8 @@ from privyseal_ca.config import ROOTS_FILE, Settings
 from privyseal_ca.errors import ConfigurationError, StatusUnavailableError, StoreUnavailableError
 from privyseal_ca.ledger.log import size
 from privyseal_ca.revocation.anchors import PublishedCertificates, published_certificates
+from privyseal_ca.revocation.crl_bundle import BUNDLE, CrlBundle
+from privyseal_ca.revocation.folder import FolderStatus
 from privyseal_ca.revocation.folder_writer import FolderWriter
 from privyseal_ca.revocation.manifest import (
     ROOTS,
@@ -74,13 +76,15 @@ class Counts:
 
     certificates: int = 0
     crls: int = 0
+    #: How often the file with all full CRLs was made.
+    bundles: int = 0
     responses: int = 0
     removed: int = 0
     #: What is not replaced because it is newer than what the database has.
     kept: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.certificates or self.crls or self.responses or self.removed)
+        return bool(self.certificates or self.crls or self.bundles or self.responses or self.removed)
 
 
 @dataclass
@@ -121,6 +125,7 @@ class FolderPublisher:
         self._clock = clock
         self._progress = progress
         self._crls = StoredCrls(store)
+        self._files = FolderStatus(writer.folder, clock=clock, interval=0)
         self._threads = ThreadPoolExecutor(_WRITERS, thread_name_prefix="publish")
         self._certificates_at = -_CERTIFICATES_SECONDS * 1.0
         self._certificates = PublishedCertificates(b"", {})
@@ -157,6 +162,7 @@ class FolderPublisher:
         """
         await self._take_certificates()
         crls = await self._take_crls()
+        await self._bundle(crls)
         # What was revoked before is what the sweep finds.
         self._through = await self._store.read(size)
         self._seen_at = int(self._clock.now())
@@ -170,6 +176,7 @@ class FolderPublisher:
             await self._take_certificates()
         crls = await self._take_crls()
         await self._take_changes()
+        await self._bundle(crls)
         self._finish(crls)
 
     async def sweep(self) -> bool:
@@ -253,16 +260,38 @@ class FolderPublisher:
         self.counts.crls += 1
         return crl
 
+    async def _bundle(self, crls: Iterable[PublishedCrl]) -> None:
+        """Put the full ones of ``crls``, which the folder holds, together, unless that was done before."""
+        bundle = CrlBundle.of(crls)
+        before = CrlBundle.of(each.published() for each in self._writer.manifest.crls)
+        path = self._writer.folder / BUNDLE
+        try:
+            size = (await asyncio.to_thread(path.stat)).st_size
+        except OSError:
+            size = 0
+        if (bundle, bundle.size) == (before, size):
+            return
+        if bundle.members:
+            await self._writer.assemble(BUNDLE, bundle.read(self._files), time=bundle.this_update)
+            self.counts.bundles += 1
+        else:
+            self.counts.removed += self._writer.remove(BUNDLE)
+
     def _held(self, path: Path, crl: PublishedCrl, before: PublishedCrl | None) -> PublishedCrl | None:
         """What the file at ``path`` is: the CRL that the manifest or the database says, or what it says itself."""
         try:
             state = path.stat()
         except OSError:
             return None
-        for each in (crl, before):
-            if each is not None and (state.st_size, int(state.st_mtime)) == (each.size, each.this_update):
-                return each
-        return describe_crl(path, crl.issuer_id, crl.shard, delta=crl.delta)
+        stamp = state.st_size, int(state.st_mtime)
+        same = {each for each in (crl, before) if each is not None and (each.size, each.this_update) == stamp}
+        if len(same) == 1:
+            return same.pop()
+        found = describe_crl(path, crl.issuer_id, crl.shard, delta=crl.delta)
+        if found is not None and found.this_update != stamp[1]:
+            # Whoever reads it knows it by its time.
+            self._writer.date(path, found.this_update)
+        return found
 
     async def _take_changes(self) -> None:
         """The responses of what was revoked, and those that were made, since the last call."""

@@ -103,6 +103,35 @@ class FolderWriter:
         except OSError as error:
             raise _unusable(self.folder, error) from error
 
+    async def assemble(self, path: str, pieces: AsyncIterator[bytes], *, time: int) -> None:
+        """Make what ``pieces`` give the file at ``path``. Its time is ``time``, or when the file before was not older, a second
+        after that: web servers tell one from the other by it.
+
+        Raises:
+            StatusUnavailableError: they do not come to their end; the file is as it was.
+            ConfigurationError: the folder cannot be written.
+        """
+        target = self.folder / path
+        with suppress(OSError):
+            time = max(time, int(target.stat().st_mtime) + 1)
+        try:
+            with self._new_file(target, time) as file:
+                async for piece in pieces:
+                    file.write(piece)
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
+
+    def date(self, path: Path, time: int) -> None:
+        """Give the file at ``path`` its ``time``.
+
+        Raises:
+            ConfigurationError: the folder cannot be written.
+        """
+        try:
+            os.utime(path, (time, time))
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
+
     def write_manifest(self, manifest: Manifest) -> bool:
         """Say what the folder holds now; False when that was said before."""
         if manifest.model_copy(update={"written_at": self.manifest.written_at}) == self.manifest:
@@ -137,6 +166,8 @@ class FolderWriter:
 
     def _make_folder(self, folder: Path) -> None:
         """Make ``folder``, and those above it, readable by everyone, whatever the process's umask is."""
+        if folder != self.folder and folder.is_symlink():
+            raise NotADirectoryError(0, f"{folder} is a link, which leads out of it")
         if not folder.is_dir():
             if folder != self.folder:
                 self._make_folder(folder.parent)

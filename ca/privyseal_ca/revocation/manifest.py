@@ -1,6 +1,7 @@
 """The layout of a folder that ``status publish`` writes, and the manifest that says what is in it.
 
-The paths are those of the public URLs (:mod:`privyseal_ca.issuance.pointers`), so that any web server can serve the folder.
+The paths are those of the public URLs (:mod:`privyseal_ca.issuance.pointers`, :mod:`privyseal_ca.revocation.crl_bundle`), so
+that any web server can serve the folder.
 """
 
 from base64 import b64encode
@@ -115,7 +116,7 @@ class ManifestCanary(_Strict):
 
 
 class Manifest(_Strict):
-    """What a folder holds. OCSP responses are not listed: their names say what they answer."""
+    """What a folder holds. OCSP responses are not listed: their names say what they answer. The bundle is made of ``crls``."""
 
     version: Literal[1] = 1
     written_at: Count = 0
@@ -147,12 +148,15 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         if len(content) > MAX_MANIFEST:
             raise ValueError("too big")
-        return Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(content)
+        if "version" not in manifest.model_fields_set:
+            raise ValueError("without a version")
     except (ValidationError, ValueError) as error:
         raise StatusUnavailableError(
             f"{path} is no manifest of a published status folder.",
             hint="`privyseal status publish` writes it; a newer version of this program may have written this one.",
         ) from error
+    return manifest
 
 
 def crl_file(issuer_id: str, shard: int | None, *, delta: bool) -> str:

@@ -15,13 +15,13 @@ from typing import Final
 import structlog
 from cryptography import x509
 
-from privyseal_ca.clock import Clock
+from privyseal_ca.clock import CLOCK_STEP, Clock
 from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import PrivySealError, SignerError, SignerUnavailableError, StoreError, StoreUnavailableError
 from privyseal_ca.issuance.record import serial_text
 from privyseal_ca.revocation.ocsp_request import CERT_ID_HASHES
 from privyseal_ca.revocation.ocsp_response import Statement, issuer_hashes
-from privyseal_ca.revocation.ocsp_signing import ResponseMaker, Wanted, answer_of, status_of
+from privyseal_ca.revocation.ocsp_signing import PASSING, ResponseMaker, Wanted, answer_of, status_of
 from privyseal_ca.revocation.published import OcspAnswer, OcspQuery, OcspStatus
 from privyseal_ca.revocation.responders import Responder, Responders
 from privyseal_ca.store.engine import Store
@@ -33,8 +33,7 @@ _log = structlog.get_logger("ocsp")
 
 #: RFC 5280 section 4.1.2.2: a serial is positive and has at most 20 octets.
 _SERIALS: Final = range(1, 1 << 159)
-#: For how many seconds an answer holds that may soon be another, and how many of unknown serials are remembered.
-_PASSING: Final = 60
+#: How many answers about unknown serials are remembered.
 _UNKNOWN_REMEMBERED: Final = 1024
 #: How many serials whose answers changed are remembered; longer than any answer is on its way.
 _CHANGED_REMEMBERED: Final = 8192
@@ -120,6 +119,10 @@ class StoredOcsp:
         for forget in self._listeners:
             forget(changed)
 
+    def go_on_from(self, before: "StoredOcsp") -> None:
+        """Announce what was revoked since the last look of ``before``, whose listeners this one has from now on."""
+        self._cursor = before._cursor  # noqa: SLF001 (another of this class)
+
     async def follow(self) -> None:
         """Announce what was revoked since the last call. While the database is away nothing happens, and nothing is lost."""
         try:
@@ -130,6 +133,7 @@ class StoredOcsp:
                 self._cursor = rows[-1][0]
                 if len(rows) < _BATCH:
                     return
+                await asyncio.sleep(0)
         except StoreError as error:
             self._complain("revocations cannot be read", error)
 
@@ -175,6 +179,8 @@ class StoredOcsp:
         response, now = found.response, self._clock.now()
         if response is None or response.next_update <= now or bool(response.revoked) != (found.revocation is not None):
             return None
+        if self._responders is not None and response.this_update > now + CLOCK_STEP:
+            return None  # a clock that was ahead made it: relying parties take it for not valid yet
         return answer_of(response, now)
 
     async def _sign(self, responder: Responder, query: OcspQuery, found: Known) -> OcspAnswer:
@@ -218,7 +224,7 @@ class StoredOcsp:
                     self._complain("an OCSP response could not be kept", error)
                     again = await self._look_up(responder.issuer.id, query)
                     if again.revocation is None or row.revoked:
-                        soon = min(int(self._clock.now()) + _PASSING, row.next_update)
+                        soon = min(int(self._clock.now()) + PASSING, row.next_update)
                         return replace(answer_of(row, self._clock.now()), fresh_until=soon)
                     left = [Wanted(serial, query.hash_name, again.revocation)]
                 if not left:
@@ -247,7 +253,7 @@ class StoredOcsp:
         """A response that is not kept: one that repeats a nonce, or says unknown."""
         now = int(self._clock.now())
         known = _is_known(found)
-        until = min(now + (self._lifetime if known else _PASSING), responder.not_after)
+        until = min(now + (self._lifetime if known else PASSING), responder.not_after)
         status = status_of(found.revocation) if known else "unknown"
         (der,) = await responder.sign([Statement(query, status, now, until)])
         self._metrics.ocsp_signed.labels("unknown" if query.nonce is None else "nonce").inc()

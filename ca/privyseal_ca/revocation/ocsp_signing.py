@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from privyseal_ca.clock import Clock
 from privyseal_ca.config import StatusSettings
@@ -13,6 +14,9 @@ from privyseal_ca.store.engine import Store
 from privyseal_ca.store.ocsp import ResponseRow, keep_response
 from privyseal_ca.store.statement import Transaction
 from privyseal_ca.telemetry.metrics import Metrics
+
+#: For how many seconds an answer holds that may soon be another.
+PASSING: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,8 @@ def answer_of(row: ResponseRow, now: float) -> OcspAnswer:
         der=row.der,
         this_update=row.this_update,
         next_update=row.next_update,
-        fresh_until=row.refresh_at if now < row.refresh_at else row.next_update,
+        # Past its half it is about to be replaced.
+        fresh_until=row.refresh_at if now < row.refresh_at else min(int(now) + PASSING, row.next_update),
         serial=row.serial,
         keep=True,
     )

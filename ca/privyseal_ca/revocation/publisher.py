@@ -16,12 +16,12 @@ from typing import Final
 import structlog
 from cryptography import x509
 
-from privyseal_ca.clock import Clock
+from privyseal_ca.clock import CLOCK_STEP, Clock
 from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import SignerError, StoreConflictError, StoreError
 from privyseal_ca.issuance.issuers import Issuer
 from privyseal_ca.ledger.log import size as ledger_size
-from privyseal_ca.revocation.crl_build import CLOCK_STEP, CrlBuilder, Scope
+from privyseal_ca.revocation.crl_build import CrlBuilder, Scope
 from privyseal_ca.revocation.published import scope_name, scope_shard
 from privyseal_ca.store.crls import CrlRow, all_crls, reserve_crls, revoked_since, unpublished
 from privyseal_ca.store.engine import Store
@@ -80,7 +80,7 @@ class CrlPublisher:
         wanted = [
             (issuer.id, scope_name(shard))
             for issuer in self._issuers
-            for shard in (None, *range(self._settings.crl_shards))
+            for shard in (None, *issuer.identity.pointers.current)
         ]
         await self._store.write(partial(reserve_crls, scopes=wanted))
 
@@ -150,7 +150,7 @@ class CrlPublisher:
             wanted: Iterable[int | None] = (
                 (None,)
                 if full
-                else sorted({shard for shard in known if shard is not None} | set(range(self._settings.crl_shards)))
+                else sorted({shard for shard in known if shard is not None} | set(issuer.identity.pointers.current))
             )
             for shard in wanted:
                 scope = Scope(issuer, shard)

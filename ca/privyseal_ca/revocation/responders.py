@@ -144,7 +144,7 @@ class Responders:
             return
         not_after = int(certificate.not_valid_after_utc.timestamp())
         current = self._current.get(issuer.id)
-        if current is None or current.not_after <= not_after:
+        if current is None or current.not_after <= not_after or self._is_early(current):
             cert_ids = {name: issuer_hashes(issuer.identity.certificate, name) for name in CERT_ID_HASHES}
             self._current[issuer.id] = Responder(issuer, key, certificate, not_after, cert_ids)
             self._metrics.ocsp_responder_not_after.labels(issuer.identity.name).set(not_after)
@@ -152,11 +152,15 @@ class Responders:
     def _is_due(self, issuer: Issuer) -> bool:
         """Whether less than half of the lifetime is left, and a new certificate would end later."""
         current = self._current.get(issuer.id)
-        if current is None:
+        if current is None or self._is_early(current):
             return True
         now = self._clock.now()
         end = min(int(now) + self._lifetime - 1, issuer.identity.not_after)
         return current.not_after - now < self._lifetime / 2 and end > current.not_after
+
+    def _is_early(self, responder: Responder) -> bool:
+        """Whether its certificate is not valid yet, because a clock that was ahead made it."""
+        return responder.certificate.not_valid_before_utc.timestamp() > self._clock.now()
 
     async def _issue(self, issuer: Issuer) -> bytes:
         key = self._keys[issuer.id]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
+from ipaddress import IPv6Address
 from typing import Any
 
 import orjson
@@ -26,7 +27,8 @@ from privyseal_ca.store.statement import Transaction
 _MAX_PATTERN = 2048
 _SEPARATORS = {"dns": ".", "ip": ".:", "uri": "/", "email": "@."}
 _ANY_LABELS = "**"
-_WILD = re.compile(r"\*+|\?|\[[^\]]*\]?")
+#: What stands for other characters. A ``]`` right after ``[`` or ``[!`` is one of those in the brackets.
+_WILD = re.compile(r"\*+|\?|\[!?\]?[^\]]*\]?")
 _PAGE = 5000
 _LOOKED_AT = 50
 _SHOWN = 10
@@ -38,20 +40,26 @@ class NamePattern:
     """A pattern for names, as shells have them, that knows where a label ends.
 
     ``*`` and ``?`` stand for characters of one label of a DNS name, one number of an address or one segment of a URI, ``[..]``
-    for one of some characters. ``**`` in place of a label stands for one label or more. Case does not matter.
+    for one of some characters. ``**`` in place of a label stands for one label or more. Case does not matter, nor does the
+    form of an IPv6 address that is written out.
     """
 
     def __init__(self, text: str) -> None:
         """``text`` is the pattern.
 
         Raises:
-            PolicyError: it is empty, too long, or not printable.
+            PolicyError: it is empty, too long, or not printable, or no name could match for its characters.
         """
         if not 0 < len(text) <= _MAX_PATTERN or not text.isprintable():
             raise PolicyError(
                 f"A pattern for names has 1 to {_MAX_PATTERN} printable characters.", hint="Such as '*.corp.example'."
             )
-        self._lower = text.lower()
+        if not text.isascii():
+            raise PolicyError(
+                "A pattern for names is in ASCII, as the names in certificates are.",
+                hint="Give the A-labels of an internationalised name (`xn--...`).",
+            )
+        self._lower = _shortest(text.lower())
         self._labels = {kind: _split(self._lower, separators) for kind, separators in _SEPARATORS.items()}
 
     @property
@@ -66,6 +74,14 @@ class NamePattern:
             if kind in _SEPARATORS and _labels_match(self._labels[kind], _split(value.lower(), _SEPARATORS[kind])):
                 return True
         return False
+
+
+def _shortest(text: str) -> str:
+    """An IPv6 address in the form in which it is kept (RFC 5952); everything else as it is."""
+    try:
+        return str(IPv6Address(text))
+    except ValueError:
+        return text
 
 
 def _split(text: str, separators: str) -> list[str]:

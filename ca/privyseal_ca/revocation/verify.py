@@ -104,7 +104,7 @@ def check_crl(
     Args:
         issuer: the certificate of who must have signed it.
         expected: names the scope, and the lowest number that may be found there.
-        url: the distribution point that certificates name for the scope; for a delta CRL that of its base, whose scope it
+        url: where it is served, which ends as the distribution point that certificates name; for a delta CRL that of its base, whose scope it
             has (RFC 5280 section 5.2.4).
         now: seconds since the epoch.
         must_list: serials that it must list.
@@ -243,8 +243,10 @@ def _check_scope(findings: _Findings, extensions: x509.Extensions, shard: int | 
         return
     scope = point.value
     findings.unless(point.critical, "has an issuingDistributionPoint that is not critical")
+    names = [name.value for name in scope.full_name or () if isinstance(name, x509.UniformResourceIdentifier)]
     findings.unless(
-        scope.full_name is not None and list(scope.full_name) == [x509.UniformResourceIdentifier(url)],
+        # What stands before the path is as it was when certificates named the part: the public URL may be another by now.
+        len(names) == 1 and len(scope.full_name or ()) == 1 and names[0].endswith(url[url.rindex("/crl/") :]),
         "is for another distribution point",
     )
     others = (

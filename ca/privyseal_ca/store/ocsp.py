@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import and_, bindparam, delete, func, insert, literal, select, update
 
+from privyseal_ca.clock import CLOCK_STEP
 from privyseal_ca.store.certificates import RevocationRow, find_revocation
 from privyseal_ca.store.statement import Statement, Transaction
 from privyseal_ca.store.tables import Certificate, LedgerHead, OcspResponder, OcspResponse, Revocation
@@ -36,6 +37,7 @@ _REVOKED_AFTER = Statement(
     .order_by(_revocation.c.ledger_index)
     .limit(bindparam("count"))
 )
+_WANTS = Statement(select(_certificate.c.ocsp).where(_certificate.c.serial == bindparam("serial")))
 _CONTRADICTED = Statement(
     select(*_revocation.c, _response.c.hash)
     .select_from(
@@ -48,7 +50,8 @@ _CONTRADICTED = Statement(
             ),
         )
     )
-    .where(_revocation.c.issuer_id == bindparam("issuer_id"), _revocation.c.ledger_index > bindparam("after"))
+    # Of every issuer: with one in the condition, SQLite would walk through all that it ever revoked, and sort that.
+    .where(_revocation.c.ledger_index > bindparam("after"))
     .order_by(_revocation.c.ledger_index)
     .limit(bindparam("count"))
 )
@@ -166,10 +169,17 @@ def keep_response(transaction: Transaction, row: ResponseRow) -> RevocationRow |
     if revocation is not None and not row.revoked:
         return revocation
     kept = find_response(transaction, row.serial, row.hash)
-    if kept is None or (row.revoked, row.this_update) >= (kept.revoked, kept.this_update):
+    if kept is None or _is_newer(row, kept):
         drop_response(transaction, row.serial, row.hash)
         transaction.execute(_INSERT_RESPONSE, **row._asdict())
     return None
+
+
+def _is_newer(row: ResponseRow, kept: ResponseRow) -> bool:
+    if row.revoked != kept.revoked:
+        return row.revoked > kept.revoked
+    # A clock that was ahead made what seems to be much newer: relying parties take it for not valid yet.
+    return row.this_update >= kept.this_update or kept.this_update > row.this_update + CLOCK_STEP
 
 
 def drop_response(transaction: Transaction, serial: str, hash_name: str) -> None:
@@ -189,13 +199,13 @@ def revoked_after(transaction: Transaction, index: int, *, count: int) -> list[t
 
 
 def contradicted_responses(
-    transaction: Transaction, issuer_id: str, index: int, *, count: int
+    transaction: Transaction, index: int, *, count: int
 ) -> list[tuple[RevocationRow, str | None]]:
-    """Up to ``count`` revocations of an issuer after ledger index ``index``, the oldest first.
+    """Up to ``count`` revocations after ledger index ``index``, the oldest first.
 
     With each the hash of a response that is kept and says otherwise, or None; a revocation with two has two rows.
     """
-    return [_split(row) for row in transaction.all(_CONTRADICTED, issuer_id=issuer_id, after=index, count=count)]
+    return [_split(row) for row in transaction.all(_CONTRADICTED, after=index, count=count)]
 
 
 def due_responses(
@@ -220,6 +230,12 @@ def count_due(transaction: Transaction, *, now: int, most: int) -> int:
 def issued_between(transaction: Transaction, *, first: int, end: int, count: int) -> list[IssuedRow]:
     """Up to ``count`` certificates with a ledger index from ``first`` on and below ``end``, the oldest first."""
     return [IssuedRow(*row) for row in transaction.all(_ISSUED_AFTER, first=first, end=end, count=count)]
+
+
+def wants_responses(transaction: Transaction, serial: str) -> bool:
+    """Whether there is a certificate with ``serial`` for which responses are kept ready."""
+    row = transaction.one(_WANTS, serial=serial)
+    return row is not None and bool(row[0])
 
 
 def find_not_after(transaction: Transaction, serial: str) -> int | None:

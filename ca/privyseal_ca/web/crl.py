@@ -15,6 +15,7 @@ from privyseal_ca.errors import StatusUnavailableError
 from privyseal_ca.issuance.pointers import crl_path
 from privyseal_ca.revocation.published import CrlSource, PublishedCrl
 from privyseal_ca.web.caching import FRESH, PUBLIC, cached_headers, conditional, max_age, not_modified, unchanged
+from privyseal_ca.web.streaming import send_stream, unavailable
 
 _log = structlog.get_logger("crl")
 
@@ -22,7 +23,6 @@ _PATH: Final = re.compile(r"([0-9a-f]{1,64})(?:/(0|[1-9][0-9]{0,5})(-delta)?)?\.
 #: How many of what exists a refusal names.
 _NAMED: Final = 20
 _LOOKED_AT: Final = 10_000
-_RETRY_SECONDS: Final = "5"
 
 
 class CrlRoutes:
@@ -47,19 +47,7 @@ class CrlRoutes:
         if request.method == "HEAD":
             return web.Response(headers=self._headers(crl))
         crl, first, rest = await self._open(request)
-        if len(first) == crl.size:
-            return web.Response(body=first, headers=self._headers(crl))
-        response = web.StreamResponse(headers=self._headers(crl))
-        await response.prepare(request)
-        try:
-            await _send(response, crl.size, first, rest)
-        except StatusUnavailableError as error:
-            # The client sees that octets are missing, and nobody takes half a list for a whole one.
-            _log.warning("CRL broken off", issuer=crl.issuer_id, number=crl.number, error=str(error))
-            _break_off(request)
-        except ConnectionError:
-            _log.debug("CRL not taken to its end", issuer=crl.issuer_id, number=crl.number)
-        return response
+        return await send_stream(request, self._headers(crl), size=crl.size, first=first, rest=rest)
 
     def _last_modified(self, crl: PublishedCrl) -> int | None:
         """thisUpdate, unless a CRL before this one had the same second: then no date tells a client's copy from it."""
@@ -122,30 +110,4 @@ class CrlRoutes:
             except StatusUnavailableError as error:
                 if not attempts_left:
                     _log.warning("CRL cannot be read", issuer=crl.issuer_id, number=crl.number, error=str(error))
-        raise web.HTTPServiceUnavailable(
-            text="The CRL cannot be read now. Try again.\n", headers={**FRESH, **PUBLIC, "Retry-After": _RETRY_SECONDS}
-        )
-
-
-async def _send(response: web.StreamResponse, size: int, first: bytes, rest: AsyncIterator[bytes]) -> None:
-    """Send the body, never its last octets when it has not ``size`` of them.
-
-    Raises:
-        StatusUnavailableError: the source failed, or has another CRL than it said.
-        ConnectionError: the client is gone.
-    """
-    await response.write(first)
-    sent = len(first)
-    async for piece in rest:
-        sent += len(piece)
-        if sent > size:
-            break
-        await response.write(piece)
-    if sent != size:
-        raise StatusUnavailableError(f"It has not the {size} octets that it should have.")
-    await response.write_eof()
-
-
-def _break_off(request: web.Request) -> None:
-    if request.transport is not None:
-        request.transport.abort()
+        raise unavailable("The CRL cannot be read now. Try again.\n")

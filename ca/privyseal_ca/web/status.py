@@ -15,6 +15,7 @@ from privyseal_ca.revocation.published import CrlSource, OcspSource
 from privyseal_ca.telemetry.metrics import Metrics
 from privyseal_ca.web.caching import FRESH, PUBLIC
 from privyseal_ca.web.crl import CrlRoutes
+from privyseal_ca.web.crl_bundle import CrlBundleRoutes
 from privyseal_ca.web.ocsp import OcspRoutes
 
 _CACHED: Final = {"Cache-Control": "public, max-age=3600", **PUBLIC}
@@ -62,6 +63,7 @@ def status_app(
     clock = clock or SystemClock()
     if crls is not None:
         app.add_routes(CrlRoutes(crls, limit=max_age, clock=clock).routes())
+        app.add_routes(CrlBundleRoutes(crls, limit=max_age, clock=clock).routes())
     if ocsp is not None:
         OcspRoutes(ocsp, limit=max_age, clock=clock, metrics=metrics).register(app)
     return app

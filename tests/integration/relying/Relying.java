@@ -21,10 +21,11 @@ import javax.net.ssl.SSLSocket;
 import javax.net.ssl.TrustManager;
 import javax.net.ssl.TrustManagerFactory;
 
-/** A TLS server that refuses revoked clients: Relying ocsp|crl PKCS12 PASSWORD ROOTS. It prints its port first. */
+/** A TLS server that refuses revoked clients: Relying ocsp|crl|chain PKCS12 PASSWORD ROOTS. It prints its port first. */
 public final class Relying {
     static final Set<Option> BY_OCSP = EnumSet.of(Option.ONLY_END_ENTITY, Option.NO_FALLBACK);
     static final Set<Option> BY_CRL = EnumSet.of(Option.ONLY_END_ENTITY, Option.NO_FALLBACK, Option.PREFER_CRLS);
+    static final Set<Option> CHAIN_BY_CRL = EnumSet.of(Option.NO_FALLBACK, Option.PREFER_CRLS);
 
     static TrustManager[] trusting(KeyStore roots, Set<Option> options) throws GeneralSecurityException {
         var checker = (PKIXRevocationChecker) CertPathBuilder.getInstance("PKIX").getRevocationChecker();
@@ -56,7 +57,11 @@ public final class Relying {
         KeyManagerFactory keys = KeyManagerFactory.getInstance("PKIX");
         keys.init(own, password);
         SSLContext context = SSLContext.getInstance("TLS");
-        Set<Option> options = arguments[0].equals("crl") ? BY_CRL : BY_OCSP;
+        Set<Option> options = switch (arguments[0]) {
+            case "crl" -> BY_CRL;
+            case "chain" -> CHAIN_BY_CRL;
+            default -> BY_OCSP;
+        };
         context.init(keys.getKeyManagers(), trusting(anchors(arguments[3]), options), null);
         return context;
     }
