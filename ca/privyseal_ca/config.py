@@ -69,8 +69,8 @@ class ServerSettings(_Section):
     https: str = Field("127.0.0.1:8443", description="Address and port of the TLS listener: ACME under `/acme/`.")
     http: str = Field(
         "127.0.0.1:8080",
-        description="Address and port of the plain listener: `/roots.pem`, `/issuers/`, `/crl/`, `/ocsp`, `/metrics`, "
-        "`/healthz`, `/readyz`.",
+        description="Address and port of the plain listener: `/roots.pem`, `/issuers/`, `/crl/`, `/crls.pem`, `/ocsp`, "
+        "`/metrics`, `/healthz`, `/readyz`.",
     )
     https_url: str = Field(
         "",
@@ -78,8 +78,8 @@ class ServerSettings(_Section):
     )
     http_url: str = Field(
         "",
-        description="Public base URL of the plain listener; it goes into certificates. From `http` when empty. Every relying "
-        "party must reach it, and a change makes parts of CRLs useless for certificates from before.",
+        description="Public base URL of the plain listener; it goes into certificates, into those of intermediates only "
+        "when it is set. From `http` when empty. Every relying party must reach it.",
     )
     names: tuple[str, ...] = Field(
         (),
@@ -108,8 +108,8 @@ class ServerSettings(_Section):
             return value
         scheme = info.field_name.removesuffix("_url")
         parts = urlsplit(value)
-        if parts.scheme != scheme or not parts.netloc or parts.query or parts.fragment:
-            raise ValueError(f"must be an absolute {scheme}:// URL without query or fragment")
+        if parts.scheme != scheme or not parts.netloc or parts.query or parts.fragment or not value.isascii():
+            raise ValueError(f"must be an absolute {scheme}:// URL of ASCII characters without query or fragment")
         return value.rstrip("/")
 
     @property
@@ -348,7 +348,7 @@ class StatusSettings(_Section):
         description="Whether there is a delta CRL beside each part, which new certificates name (freshestCRL).",
     )
     ocsp_lifetime: int = Field(
-        86400,
+        3 * 86400,
         ge=120,
         le=15 * 86400,
         description="How long after its thisUpdate an OCSP response's nextUpdate is. It is replaced at half of that.",
@@ -372,7 +372,7 @@ class StatusSettings(_Section):
         description="Responses that may be signed on request at the same time before clients are told to try later.",
     )
     responder_lifetime: int = Field(
-        7 * 86400,
+        14 * 86400,
         ge=600,
         le=90 * 86400,
         description="Lifetime of the OCSP responders' certificates; at least three times `ocsp_lifetime`. They are replaced at "

@@ -1,6 +1,7 @@
 """A revocation, from whoever revokes to whoever asks: real service, real token, over HTTP (promises P4, P7, P9)."""
 
 from collections.abc import Callable
+from functools import partial
 from threading import Event
 from time import monotonic
 from typing import Any
@@ -18,6 +19,7 @@ from fakes.service import NewClient, RunningService, StartService, serving
 from fakes.status_client import ask, ask_serial, crl_url, eventually, fetch_crl, get, ocsp_url
 from privyseal_acme import service as composition
 from privyseal_ca.config import StatusSettings
+from privyseal_ca.issuance.record import serial_text
 from privyseal_ca.revocation.revoke import ADMINISTRATOR_REASONS, revoke_certificate
 from privyseal_ca.store.certificates import IntentRow, find_certificate, open_intent
 from privyseal_ca.store.statement import Transaction
@@ -261,6 +263,43 @@ def test_a_restart_goes_on_where_it_was(
         assert [ask(leaf, issuer).signature, ask(kept, issuer).signature] == answers
         assert get(crl_url(leaf))[0] == part
         assert ask(kept, issuer).certificates == responder
+
+
+def test_another_public_url_leaves_certificates_with_the_lists_that_they_name(
+    make_settings: Callable[..., Any], http01: Any, dns_server: Any, new_client: NewClient
+) -> None:
+    validation = {"resolvers": (dns_server.address,), "http_port": http01.port}
+    now = make_settings(status=_FAST, validation=validation)
+    port = now.server.http.rpartition(":")[2]
+    server = now.server.model_copy(update={"http_url": f"http://localhost:{port}"})
+    with serving(now.model_copy(update={"server": server})) as service:
+        old, _ = pair(new_client(service).issue("old.test"))
+        assert crl_url(old).startswith(f"http://localhost:{port}/crl/")
+    with serving(now) as service:
+        client = new_client(service)
+        new, issuer = pair(client.issue("new.test"))
+        assert crl_url(new).startswith(f"http://127.0.0.1:{port}/crl/")
+        for leaf in (old, new):
+            service.write(partial(_revoke, serial=serial_text(leaf.serial_number), now=service.clock.now()))
+            eventually(lambda leaf=leaf: listed(crl_url(leaf), leaf))
+            (named,) = leaf.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+            scope = fetch_crl(crl_url(leaf)).extensions.get_extension_for_class(x509.IssuingDistributionPoint).value
+            assert scope.full_name == named.full_name
+            eventually(lambda leaf=leaf: ask(leaf, issuer).certificate_status is _REVOKED)
+
+
+def _revoke(transaction: Transaction, serial: str, now: float) -> None:
+    row = find_certificate(transaction, serial)
+    assert row is not None
+    revoke_certificate(
+        transaction,
+        row,
+        reason=None,
+        allowed_reasons=ADMINISTRATOR_REASONS,
+        actor="operator:tests",
+        correlation="tests",
+        now=now,
+    )
 
 
 def number_of(crl: x509.CertificateRevocationList) -> int:

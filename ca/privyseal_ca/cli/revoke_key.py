@@ -52,7 +52,7 @@ def revoke_private_key(invocation: Invocation, path: Path, *, dry_run: bool, yes
     again = " (it was before)" if known else ""
     invocation.result(
         {**document, "proof": shown.proof},
-        f"The key {key.hex()} {verb} blocked{again}; {revoked} certificates with it {'would be' if dry_run else 'are'} revoked.",
+        f"The key {key.hex()} {verb} blocked{again}; certificates with it that {'would be' if dry_run else 'are'} revoked: {revoked}.",
     )
 
 
