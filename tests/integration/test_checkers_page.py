@@ -83,7 +83,7 @@ def test_what_to_fetch(folder: Path, authority: Authority) -> None:
 
 @pytest.mark.parametrize("heading", ["OpenSSL", "GnuTLS"])
 def test_commands(heading: str, folder: Path, authority: Authority) -> None:
-    check(heading, folder, {CA: authority.http_url})
+    check(heading, folder, {CA: authority.http_url, "ISSUER": authority.ids["issuing-1"]})
 
 
 Start = Callable[[Path, str, Identity, Relying], AbstractContextManager[Program]]
