@@ -39,7 +39,7 @@ format: setup-test ## write the code in its one form
 	$(BIN)/ruff check --fix .
 
 test: setup-test ## every test, real clients and servers included
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 bench: setup-test ## what a certificate, an OCSP answer and a CRL cost, and how soon a revocation is seen
 	$(BIN)/python tests/bench/orders.py

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from privyseal_acme.listener import Listener
 from privyseal_acme.service import Service, running
 from privyseal_acme.status_role import status_running, waiting
-from privyseal_ca.config import ROOTS_FILE, Settings, parse_listener
+from privyseal_ca.config import ROOTS_FILE, Settings
 from privyseal_ca.errors import (
     DatabaseInUseError,
     PrivySealError,
@@ -30,6 +30,7 @@ from privyseal_ca.errors import (
     StatusUnavailableError,
     StoreUnavailableError,
 )
+from privyseal_ca.sections import parse_listener
 from privyseal_ca.telemetry.logs import configure_logs
 from privyseal_ca.telemetry.metrics import Metrics
 from privyseal_ca.web.status import Anchors, Readiness, status_app

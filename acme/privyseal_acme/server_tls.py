@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from privyseal_acme.protocol.urls import new_id
 from privyseal_ca.clock import Clock
-from privyseal_ca.config import ServerSettings, parse_listener
 from privyseal_ca.errors import ConfigurationError, NameRefusedError
 from privyseal_ca.identifiers import Identifier, parse_dns, parse_ip
 from privyseal_ca.issuance.authority import Authority, Requester
@@ -24,6 +23,7 @@ from privyseal_ca.issuance.issuers import chain_pem
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.template import CertificateRequest
 from privyseal_ca.ledger.entries import SERVICE_ACTOR
+from privyseal_ca.sections import ServerSettings, parse_listener
 from privyseal_ca.telemetry.metrics import Metrics
 
 _log = structlog.get_logger("tls")

@@ -38,7 +38,7 @@ from privyseal_acme.web.app import acme_app
 from privyseal_acme.web.authenticate import Authenticator
 from privyseal_acme.web.routes import Routes
 from privyseal_ca.clock import Clock, SystemClock
-from privyseal_ca.config import Settings, parse_listener
+from privyseal_ca.config import Settings
 from privyseal_ca.errors import (
     ConfigurationError,
     PrivySealError,
@@ -52,6 +52,7 @@ from privyseal_ca.ledger.entries import SERVICE_ACTOR, Kind, Payload, encode_ent
 from privyseal_ca.ledger.log import append
 from privyseal_ca.policy.keys import KeyPolicy
 from privyseal_ca.policy.names import NamePolicy
+from privyseal_ca.sections import parse_listener
 from privyseal_ca.store.backends import ServiceLock
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import find_fact

@@ -21,7 +21,7 @@ from privyseal_acme.background import in_background
 from privyseal_acme.listener import Listener
 from privyseal_acme.readiness import status_reason
 from privyseal_ca.clock import Clock, SystemClock
-from privyseal_ca.config import ROOTS_FILE, Settings, parse_listener
+from privyseal_ca.config import ROOTS_FILE, Settings
 from privyseal_ca.errors import PrivySealError, StatusUnavailableError, StoreUnavailableError
 from privyseal_ca.ledger.log import size
 from privyseal_ca.revocation.anchors import PublishedCertificates, ended_issuers, published_certificates
@@ -30,6 +30,7 @@ from privyseal_ca.revocation.folder import FolderStatus
 from privyseal_ca.revocation.ocsp import StoredOcsp
 from privyseal_ca.revocation.published import Canary, CrlSource, OcspAnswer, OcspQuery, OcspSource, OcspStatus, Watched
 from privyseal_ca.revocation.stored_crls import StoredCrls
+from privyseal_ca.sections import parse_listener
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.readonly import reading
 from privyseal_ca.telemetry.metrics import Metrics

@@ -20,7 +20,7 @@ from privyseal_ca.ceremony.keys import WRAPPING_KEY_FACT, attested_spki_sha256
 from privyseal_ca.ceremony.roots import roots
 from privyseal_ca.ceremony.transcript import FINISHED
 from privyseal_ca.clock import Clock, rfc3339
-from privyseal_ca.config import ROOTS_FILE, Settings, parse_listener
+from privyseal_ca.config import ROOTS_FILE, Settings
 from privyseal_ca.errors import PrivySealError, StatusUnavailableError
 from privyseal_ca.hsm.attributes import spki_sha256
 from privyseal_ca.hsm.pin import CREDENTIAL
@@ -33,6 +33,7 @@ from privyseal_ca.ledger.crl_reader import CrlReader, MalformedCrlError
 from privyseal_ca.ledger.entries import decode_entry
 from privyseal_ca.ledger.log import entries
 from privyseal_ca.revocation.published import FULL
+from privyseal_ca.sections import parse_listener
 from privyseal_ca.store.backends import Backend, backend_for
 from privyseal_ca.store.crls import CrlRow, all_crls, find_part
 from privyseal_ca.store.engine import Store

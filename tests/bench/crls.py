@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fakes.crls import Desk, issuer_of
 from fakes.issuing import NOW
 from fakes.softhsm import SO_PIN, USER_PIN, make_hsm
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.hsm import softhsm
 from privyseal_ca.hsm.pin import Pin
 from privyseal_ca.hsm.uri import KeyUri
 from privyseal_ca.revocation.published import PublishedCrl
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.migrate import migrate

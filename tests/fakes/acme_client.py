@@ -43,6 +43,8 @@ _CURVES: Mapping[str, tuple[ec.EllipticCurve, str, int, hashes.HashAlgorithm]] =
     "ES384": (ec.SECP384R1(), "P-384", 48, hashes.SHA384()),
     "ES512": (ec.SECP521R1(), "P-521", 66, hashes.SHA512()),
 }
+#: Servers close connections that are idle for longer.
+_IDLE = 30.0
 _PATIENCE: Final = 20.0
 _POLL: Final = 0.01
 
@@ -215,6 +217,7 @@ class AcmeClient:
         self.account: str | None = None
         self.nonce: str | None = None
         self._connection: http.client.HTTPSConnection | None = None
+        self._used = 0.0
 
     # Requests
 
@@ -229,6 +232,9 @@ class AcmeClient:
     ) -> Response:
         """One HTTP request over the client's connection; whatever nonce comes back is kept for the next."""
         parts = urlsplit(url)
+        if time.monotonic() - self._used > _IDLE:
+            self.close()
+        self._used = time.monotonic()
         if self._connection is None:
             context = ssl.create_default_context(cafile=self.roots)
             self._connection = http.client.HTTPSConnection(

@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from fakes.service import FakeClock
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.hsm.signer import PrivateKey, PublicKey
 from privyseal_ca.identifiers import parse_dns
 from privyseal_ca.issuance.issuers import Issuer
@@ -33,6 +32,7 @@ from privyseal_ca.ledger.log import append
 from privyseal_ca.ledger.tree import leaf_hash
 from privyseal_ca.revocation.publisher import CrlPublisher
 from privyseal_ca.revocation.revoke import ADMINISTRATOR_REASONS, revoke_certificate
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.backends import SqliteBackend
 from privyseal_ca.store.certificates import (
     CertificateRow,

@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fakes.issuing import NOW, YEAR, issuer_key, spki
 from fakes.service import FakeClock
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.hsm.signer import SigningKey
 from privyseal_ca.issuance.issuers import Issuer, make_issuer
 from privyseal_ca.issuance.pointers import Pointers
@@ -19,6 +18,7 @@ from privyseal_ca.ledger.entries import Kind, decode_entry, encode_entry
 from privyseal_ca.ledger.log import append, entries
 from privyseal_ca.revocation.publisher import CrlPublisher
 from privyseal_ca.revocation.stored_crls import StoredCrls
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.certificates import RevocationRow, add_revocation
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import IssuerRow

@@ -42,7 +42,8 @@ MakeSettings = Callable[..., Settings]
 _OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "validation": {"attempts": 1, "retry_delay": 0, "timeout": 5},
     "server": {"shutdown_grace": 5},
-    "status": {"watch_interval": 3600},
+    # Half of a response's life is less than a certificate's.
+    "status": {"watch_interval": 3600, "ocsp_lifetime": 86400, "responder_lifetime": 7 * 86400},
 }
 #: Nothing is published by itself while a test compares what was with what is; whoever wants it sets an interval.
 _NEVER = 1e6

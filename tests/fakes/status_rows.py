@@ -107,7 +107,8 @@ class StatusRows:
         """A home with nothing in it but the trust anchors, and the settings for it."""
         folder.mkdir(exist_ok=True)
         (folder / "roots.pem").write_text(self.root.pem)
-        return Settings(database={"url": self.url}).model_copy(update={"home": folder})
+        settings = Settings(database={"url": self.url}, status={"ocsp_lifetime": DAY})
+        return settings.model_copy(update={"home": folder})
 
     def add_issuer(self, name: str) -> _Ca:
         """One more issuer."""

@@ -11,7 +11,6 @@ from cryptography import x509
 
 from fakes import issuing
 from fakes.service import RunningService, StartService
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import PrivySealError, SignerUnavailableError, StoreError
 from privyseal_ca.issuance.authority import Authority
 from privyseal_ca.issuance.issuers import Issuer
@@ -19,6 +18,7 @@ from privyseal_ca.issuance.lint import Linter
 from privyseal_ca.issuance.template import CertificateRequest, build_template
 from privyseal_ca.revocation.canary import Canaries, canary_profile, current_canaries
 from privyseal_ca.revocation.published import Canary
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store import canaries as stored
 from privyseal_ca.store.certificates import find_certificate, find_revocation, open_intents
 

@@ -20,13 +20,13 @@ from fakes.service import FakeClock
 from fakes.softhsm import SoftToken, make_hsm
 from fakes.store_faults import FaultyBackend, open_faulty
 from fakes.token_faults import Faults, ManualClock
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import StatusUnavailableError, StoreUnavailableError
 from privyseal_ca.hsm.modules import Modules
 from privyseal_ca.hsm.pkcs11 import KeyAlgorithm
 from privyseal_ca.revocation import crl_build
 from privyseal_ca.revocation.crl import PIECE
 from privyseal_ca.revocation.publisher import CrlPublisher
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.crls import CrlRow, Part, add_part, all_crls
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.statement import Statement

@@ -18,9 +18,9 @@ from fakes.outages import FailingToken
 from fakes.service import NewClient, RunningService, StartService, serving
 from fakes.status_client import ask, ask_serial, crl_url, eventually, fetch_crl, get, ocsp_url
 from privyseal_acme import service as composition
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.issuance.record import serial_text
 from privyseal_ca.revocation.revoke import ADMINISTRATOR_REASONS, revoke_certificate
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.certificates import IntentRow, find_certificate, open_intent
 from privyseal_ca.store.statement import Transaction
 

@@ -10,8 +10,8 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fakes.service import RunningService
-from privyseal_ca.config import parse_listener
 from privyseal_ca.errors import SignerUnavailableError
+from privyseal_ca.sections import parse_listener
 from privyseal_ca.store.certificates import find_certificate
 
 

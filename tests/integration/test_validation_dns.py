@@ -19,7 +19,7 @@ from privyseal_acme.validation.channel import ChannelPool
 from privyseal_acme.validation.dns01 import expected_value
 from privyseal_acme.validation.validator import Outcome, Validator
 from privyseal_ca.clock import SystemClock
-from privyseal_ca.config import ValidationSettings
+from privyseal_ca.sections import ValidationSettings
 
 pytestmark = pytest.mark.filterwarnings("error::ResourceWarning")
 

@@ -24,7 +24,7 @@ from fakes.challenge_servers import (
 from fakes.dns import Knot, knot
 from privyseal_acme.validation.validator import Outcome, Validator
 from privyseal_ca.clock import SystemClock
-from privyseal_ca.config import ValidationSettings
+from privyseal_ca.sections import ValidationSettings
 
 pytestmark = [
     pytest.mark.filterwarnings("error::ResourceWarning"),

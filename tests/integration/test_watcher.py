@@ -17,10 +17,10 @@ from structlog.testing import capture_logs
 
 from fakes.service import FakeClock
 from fakes.statuses import DAY, FakeIssuer, unsigned
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import StoreUnavailableError
 from privyseal_ca.issuance.pointers import crl_path
 from privyseal_ca.revocation.published import Canary, PublishedCrl, Watched
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.telemetry.metrics import Metrics
 from privyseal_ca.web import watcher as watcher_module
 from privyseal_ca.web.watcher import Watcher

@@ -7,8 +7,9 @@ import pytest
 
 from privyseal_ca.ceremony.settings_file import FirstSettings, write_settings
 from privyseal_ca.cli.manual import configuration_page
-from privyseal_ca.config import SPECIAL_USE_SUFFIXES, Settings, load_settings
+from privyseal_ca.config import Settings, load_settings
 from privyseal_ca.errors import ConfigurationError
+from privyseal_ca.sections import SPECIAL_USE_SUFFIXES
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 

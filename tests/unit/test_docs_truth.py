@@ -10,7 +10,8 @@ import pytest
 from prometheus_client import Counter
 
 from privyseal_acme.cli import cli
-from privyseal_ca.config import PolicySettings, Settings
+from privyseal_ca.config import Settings
+from privyseal_ca.sections import PolicySettings
 from privyseal_ca.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import sys
 import structlog
-from privyseal_ca.config import LogSettings
+from privyseal_ca.sections import LogSettings
 from privyseal_ca.telemetry.logs import configure_logs
 
 configure_logs(LogSettings(format=sys.argv[1]))

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.issuing import csr, key, names, spki
-from privyseal_ca.config import KeyPolicySettings
 from privyseal_ca.errors import CsrRefusedError, KeyRefusedError, PolicyError
 from privyseal_ca.policy.csr import MAX_CSR, MAX_EXTENSIONS, vet_csr
 from privyseal_ca.policy.keys import KeyPolicy
+from privyseal_ca.sections import KeyPolicySettings
 
 KEYS = KeyPolicy(KeyPolicySettings())
 WEB = "dns:web.corp.example"

@@ -9,9 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
 
 from fakes.issuing import key, spki
-from privyseal_ca.config import KeyPolicySettings
 from privyseal_ca.errors import ConfigurationError, KeyRefusedError
 from privyseal_ca.policy.keys import _ED25519_SMALL_ORDER_Y, KeyBlocklist, KeyPolicy, key_type
+from privyseal_ca.sections import KeyPolicySettings
 
 POLICY = KeyPolicy(KeyPolicySettings())
 ED25519_P = 2**255 - 19

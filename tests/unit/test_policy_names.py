@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privyseal_ca.config import PolicySettings
 from privyseal_ca.errors import ConfigurationError, NameRefusedError
 from privyseal_ca.identifiers import parse_dns, parse_identifier
 from privyseal_ca.policy.names import NamePolicy
+from privyseal_ca.sections import PolicySettings
 
 NOTHING: dict[str, Any] = {"allow_dns": (), "allow_ip": (), "allow_single_labels": False}
 

@@ -19,8 +19,8 @@ from privyseal_acme.validation.outcome import Evidence, printable
 from privyseal_acme.validation.resolver import parse_resolvers
 from privyseal_acme.validation.tlsalpn01 import certificate_fault
 from privyseal_acme.validation.validator import Validator
-from privyseal_ca.config import ValidationSettings
 from privyseal_ca.errors import ConfigurationError
+from privyseal_ca.sections import ValidationSettings
 
 DER = challenge_certificate("a.test", KEY_AUTHORIZATION)[0].public_bytes(serialization.Encoding.DER)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privyseal_acme.validation.targets import MAX_ADDRESSES, TargetNetworks, canonical, in_order_of_preference
-from privyseal_ca.config import NEVER_VALIDATED_NETWORKS, PRIVATE_NETWORKS
+from privyseal_ca.sections import NEVER_VALIDATED_NETWORKS, PRIVATE_NETWORKS
 
 DEFAULT = TargetNetworks(PRIVATE_NETWORKS, NEVER_VALIDATED_NETWORKS)
 EVERYTHING = TargetNetworks((ip_network("0.0.0.0/0"), ip_network("::/0")), NEVER_VALIDATED_NETWORKS)

@@ -7,9 +7,9 @@ import pytest
 
 from fakes.service import FakeClock
 from privyseal_acme.readiness import status_reason
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.revocation.published import PublishedCrl, Watched
 from privyseal_ca.revocation.watching import WatchReport
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.telemetry.metrics import Metrics
 from privyseal_ca.web.watcher import Watcher
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from privyseal_acme.store.eab import EabKeyRow, add_eab_key, find_eab_key, revoke_eab_key
 from privyseal_ca.clock import Clock
-from privyseal_ca.config import PolicySettings
 from privyseal_ca.errors import ConfigurationError, PolicyError
 from privyseal_ca.hsm.signer import WrappingKey
 from privyseal_ca.ledger.entries import Kind, Payload, encode_entry
 from privyseal_ca.ledger.log import append
 from privyseal_ca.policy.names import NamePolicy
+from privyseal_ca.sections import PolicySettings
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.statement import Transaction
 

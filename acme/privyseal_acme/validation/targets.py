@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from privyseal_ca.config import IPNetwork
+from privyseal_ca.sections import IPNetwork
 
 IPAddress = IPv4Address | IPv6Address
 

@@ -16,7 +16,7 @@ from privyseal_acme.validation.resolver import parse_resolvers
 from privyseal_acme.validation.targets import TargetNetworks
 from privyseal_acme.validation.tlsalpn01 import TlsAlpn01
 from privyseal_ca.clock import Clock, rfc3339_milliseconds
-from privyseal_ca.config import ValidationSettings
+from privyseal_ca.sections import ValidationSettings
 
 __all__ = ["Outcome", "ValidationProblem", "Validator"]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from privyseal_ca.ceremony.files import write_file
-from privyseal_ca.config import SETTINGS_FILE, SPECIAL_USE_SUFFIXES, ServerSettings, Settings
+from privyseal_ca.config import SETTINGS_FILE, Settings
 from privyseal_ca.errors import ConfigurationError
+from privyseal_ca.sections import SPECIAL_USE_SUFFIXES, ServerSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from privyseal_ca.ceremony.settings_file import FirstSettings
 from privyseal_ca.cli.frame import Command, Invocation, pass_invocation
 from privyseal_ca.cli.home import run, settings_of, surroundings_of
 from privyseal_ca.cli.options import constraint_options, name_space
-from privyseal_ca.config import ROOTS_FILE, ServerSettings, Settings, home_directory
+from privyseal_ca.config import ROOTS_FILE, Settings, home_directory
 from privyseal_ca.errors import ConfigurationError
 from privyseal_ca.hsm.attributes import KeyAlgorithm
 from privyseal_ca.hsm.softhsm import find_module
+from privyseal_ca.sections import ServerSettings
 
 _EMBEDDED_ROOT_TOKEN = "privyseal-root"  # noqa: S105 (a label)
 _EMBEDDED_ISSUING_TOKEN = "privyseal-issuing"  # noqa: S105 (a label)

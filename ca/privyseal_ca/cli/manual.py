@@ -11,11 +11,12 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from privyseal_ca.config import SETTINGS_FILE, PolicySettings, Settings
+from privyseal_ca.config import SETTINGS_FILE, Settings
+from privyseal_ca.sections import PolicySettings
 
 _INTRODUCTION: Final = f"""# Configuration
 
-<!-- Written by `privyseal config docs`. Do not edit: change the descriptions in `ca/privyseal_ca/config.py`. -->
+<!-- Written by `privyseal config docs`. Do not edit: change the descriptions in `ca/privyseal_ca/sections.py`. -->
 
 Settings stand in `{SETTINGS_FILE}` in the home. `privyseal init` writes the file with the few keys that matter; every key
 has a default. Each can be overridden in the environment under the name given here. Lists and tables in the environment are

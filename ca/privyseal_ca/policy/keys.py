@@ -14,8 +14,8 @@ from typing import Final
 from badkeys.checks import checkrsa
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from privyseal_ca.config import KeyPolicySettings
 from privyseal_ca.errors import ConfigurationError, KeyRefusedError
+from privyseal_ca.sections import KeyPolicySettings
 
 KEY_TYPES: Final = frozenset({"ec-p256", "ec-p384", "ec-p521", "rsa", "ed25519"})
 MIN_RSA_EXPONENT: Final = 65537

@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Iterator
 from ipaddress import ip_address, ip_network
 from typing import Final
 
-from privyseal_ca.config import IPNetwork, PolicySettings
 from privyseal_ca.errors import ConfigurationError, MalformedNameError, NameRefusedError
 from privyseal_ca.identifiers import Identifier, parse_dns, shown
+from privyseal_ca.sections import IPNetwork, PolicySettings
 
 MAX_STARS_IN_LABEL: Final = 2  # keeps a match of hostile names linear in practice (promise P12)
 

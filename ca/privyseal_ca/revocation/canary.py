@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from privyseal_ca.clock import Clock
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import PrivySealError
 from privyseal_ca.issuance.authority import Authority, Requester
 from privyseal_ca.issuance.issuers import Issuer
@@ -23,6 +22,7 @@ from privyseal_ca.issuance.template import CertificateRequest
 from privyseal_ca.ledger.entries import SERVICE_ACTOR
 from privyseal_ca.revocation.published import Canary
 from privyseal_ca.revocation.revoke import ADMINISTRATOR_REASONS, revoke_certificate
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.canaries import CanaryRow, canaries, set_canary
 from privyseal_ca.store.certificates import CertificateRow
 from privyseal_ca.store.engine import Store

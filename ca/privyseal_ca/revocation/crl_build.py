@@ -15,7 +15,6 @@ from functools import partial
 from typing import Final
 
 from privyseal_ca.clock import CLOCK_STEP, Clock
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import SignatureUncertainError, StoreConflictError, StoreError
 from privyseal_ca.hsm.signer import PrivateKey
 from privyseal_ca.issuance.issuers import Issuer
@@ -24,6 +23,7 @@ from privyseal_ca.ledger.log import append
 from privyseal_ca.ledger.log import size as ledger_size
 from privyseal_ca.revocation.crl import PIECE, CrlAssembly, CrlOutline, FinishedCrl, names_pointers, sign_crl
 from privyseal_ca.revocation.published import scope_name
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.crls import (
     CrlRow,
     ListedRow,

@@ -16,7 +16,6 @@ import structlog
 from cryptography import x509
 
 from privyseal_ca.clock import CLOCK_STEP, Clock
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import PrivySealError, SignerError, SignerUnavailableError, StoreError, StoreUnavailableError
 from privyseal_ca.issuance.record import serial_text
 from privyseal_ca.revocation.ocsp_request import CERT_ID_HASHES
@@ -24,6 +23,7 @@ from privyseal_ca.revocation.ocsp_response import Statement, issuer_hashes
 from privyseal_ca.revocation.ocsp_signing import PASSING, ResponseMaker, Wanted, answer_of, status_of
 from privyseal_ca.revocation.published import OcspAnswer, OcspQuery, OcspStatus
 from privyseal_ca.revocation.responders import Responder, Responders
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.ocsp import Known, ResponseRow, look_up, newest_revocation, revoked_after
 from privyseal_ca.store.statement import Transaction

@@ -16,11 +16,11 @@ from typing import Final, TypeVar
 import structlog
 
 from privyseal_ca.clock import Clock
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import SignerError
 from privyseal_ca.ledger.log import size
 from privyseal_ca.revocation.ocsp_signing import ResponseMaker, Wanted
 from privyseal_ca.revocation.responders import Responder, Responders
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.certificates import RevocationRow, find_revocation
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import find_fact, set_fact

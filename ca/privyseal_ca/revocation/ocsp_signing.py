@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from privyseal_ca.clock import Clock
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.revocation.ocsp_response import CertStatus, Revoked, Statement
 from privyseal_ca.revocation.published import OcspAnswer
 from privyseal_ca.revocation.responders import Responder
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.certificates import RevocationRow
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.ocsp import ResponseRow, keep_response

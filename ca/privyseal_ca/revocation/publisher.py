@@ -17,12 +17,12 @@ import structlog
 from cryptography import x509
 
 from privyseal_ca.clock import CLOCK_STEP, Clock
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import SignerError, StoreConflictError, StoreError
 from privyseal_ca.issuance.issuers import Issuer
 from privyseal_ca.ledger.log import size as ledger_size
 from privyseal_ca.revocation.crl_build import CrlBuilder, Scope
 from privyseal_ca.revocation.published import scope_name, scope_shard
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.crls import CrlRow, all_crls, reserve_crls, revoked_since, unpublished
 from privyseal_ca.store.engine import Store
 from privyseal_ca.telemetry.metrics import Metrics

@@ -16,7 +16,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from privyseal_ca.clock import Clock
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import PrivySealError
 from privyseal_ca.hsm.signer import PublicKey, SigningKey
 from privyseal_ca.issuance.authority import Authority, Requester
@@ -28,6 +27,7 @@ from privyseal_ca.policy.keys import key_type
 from privyseal_ca.revocation.ocsp_request import CERT_ID_HASHES
 from privyseal_ca.revocation.ocsp_response import Statement, issuer_hashes, sign_responses
 from privyseal_ca.revocation.published import OcspQuery
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.store.certificates import CertificateRow
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.ocsp import ResponderRow, all_responders, certify_responder

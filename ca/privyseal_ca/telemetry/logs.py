@@ -11,7 +11,7 @@ from typing import IO, Any, BinaryIO, TextIO, cast
 import orjson
 import structlog
 
-from privyseal_ca.config import LogSettings
+from privyseal_ca.sections import LogSettings
 
 
 def configure_logs(settings: LogSettings) -> None:

@@ -19,7 +19,6 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from privyseal_ca.clock import Clock, rfc3339
-from privyseal_ca.config import StatusSettings
 from privyseal_ca.errors import PrivySealError
 from privyseal_ca.issuance.pointers import crl_path
 from privyseal_ca.revocation.published import Canary, PublishedCrl, Watched
@@ -33,6 +32,7 @@ from privyseal_ca.revocation.verify import (
     ocsp_request,
 )
 from privyseal_ca.revocation.watching import EVERYWHERE, Floors, Scope, Sightings, WatchReport, Where, scope_of
+from privyseal_ca.sections import StatusSettings
 from privyseal_ca.telemetry.metrics import Metrics
 from privyseal_ca.web.fetching import Bounds, Fetched, fetch, new_session
 from privyseal_ca.web.watch_figures import Findings, WatchFigures
