@@ -36,6 +36,11 @@ def part_of(identity: Identity, folder: Path) -> Path:
     return path
 
 
+def full_url(identity: Identity) -> str:
+    """Where the full CRL of the issuer is."""
+    return f"{identity.crl_url.rpartition('/')[0]}.crl"
+
+
 def verified(relying: Relying, identity: Identity, *options: str | Path) -> str:
     """``OK``, or why OpenSSL refuses ``identity`` with these options."""
     done = run_command(
@@ -168,7 +173,10 @@ def test_gnutls_asks_the_responder(relying: Relying, good: Identity, bad: Identi
 def test_gnutls_reads_and_verifies_crls(relying: Relying, bad: Identity, tmp_path: Path) -> None:
     """The full CRL, and a part with its critical extension, which GnuTLS shows without a name."""
     serial = f"{bad.certificate.serial_number:x}"
-    for crl in (relying.crls, part_of(bad, tmp_path)):
+    # It looks at the first CRL of a file only, so the bundle will not do.
+    full = tmp_path / "full.pem"
+    full.write_bytes(x509.load_der_x509_crl(fetch(full_url(bad))).public_bytes(PEM))
+    for crl in (full, part_of(bad, tmp_path)):
         said = run_command("certtool", "--crl-info", "--infile", crl).stdout
         assert "Version: 2" in said
         assert "CRL Number (not critical)" in said
