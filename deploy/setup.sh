@@ -60,6 +60,7 @@ if [ "$mode" = test ]; then
     want apache2-bin file /usr/lib/apache2/modules/mod_ssl.so
     want golang-go has go
     want golang-golang-x-crypto-dev file /usr/share/gocode/src/golang.org/x/crypto/ocsp
+    want golang-golang-x-mod-dev file /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog
     want default-jdk-headless has javac
 fi
 

@@ -36,6 +36,14 @@ async def repeat(seconds: float, what: str, work: Callable[[], Awaitable[object]
         before = failure
 
 
+async def begin(what: str, work: Callable[[], Awaitable[object]]) -> None:
+    """Do ``work`` for the first time; what fails now is done in the background."""
+    try:
+        await work()
+    except PrivySealError as error:
+        _log.warning("background work begins later", work=what, error=str(error))
+
+
 def in_background(stack: AsyncExitStack, works: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Have ``works`` done until ``stack`` is left."""
     tasks = [asyncio.create_task(work) for work in works]

@@ -8,13 +8,13 @@ from typing import Any
 
 import structlog
 
-from privyseal_acme.background import repeat
+from privyseal_acme.background import begin, repeat
 from privyseal_acme.flow.blocked import BlockedAccounts
 from privyseal_acme.flow.context import Context
 from privyseal_acme.protocol.urls import new_id
 from privyseal_acme.readiness import status_reason
 from privyseal_ca.ceremony.responders import responder_keys
-from privyseal_ca.errors import PrivySealError, SignerMisconfiguredError
+from privyseal_ca.errors import SignerMisconfiguredError
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.hsm.signer import SigningKey
 from privyseal_ca.ledger.entries import SERVICE_ACTOR
@@ -71,10 +71,7 @@ class Publication:
             self.ocsp.follow,
             self.prepare,
         ):
-            try:
-                await work()
-            except PrivySealError as error:
-                _log.warning("publication begins later", error=str(error))
+            await begin("publication", work)
 
     async def renew(self) -> None:
         """Certificates of responders and canaries that are due."""

@@ -19,11 +19,14 @@ _READY_SECONDS: Final = 2.0
 Check = Callable[[], Awaitable[Readiness]]
 
 
-def readiness_check(context: Context, hsm: Hsm, status: Callable[[], str]) -> Check:
+def readiness_check(
+    context: Context, hsm: Hsm, status: Callable[[], str], refused: Callable[[], str] = lambda: ""
+) -> Check:
     """A check whether token, database and ledger can be used (promise P7), whose result the metrics show too.
 
     ``status`` gives the reason why revocation cannot be relied upon, such as :func:`status_reason`. It is shown as the part
-    ``status`` and does not count: a public URL that cannot be reached is no reason to send ACME clients away.
+    ``status`` and does not count: a public URL that cannot be reached is no reason to send ACME clients away. ``refused`` is
+    why the ledger is not what was signed, or empty: a ledger that was changed counts as one that is not there.
     """
     store, issuers = context.store, context.authority.issuers
 
@@ -39,8 +42,7 @@ def readiness_check(context: Context, hsm: Hsm, status: Callable[[], str]) -> Ch
         try:
             # What every issuance has to do first; a disk that is full or read-only shows here.
             async with asyncio.timeout(_READY_SECONDS):
-                if not await store.write(lock_head):
-                    ledger = "the ledger is empty"
+                ledger = refused() if await store.write(lock_head) else "the ledger is empty"
         except PrivySealError as error:
             database, ledger = error.message, "not reachable"
         except TimeoutError:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from privyseal_acme.background import in_background, repeat
+from privyseal_acme.background import begin, in_background, repeat
+from privyseal_acme.checkpointing import open_checkpointer
 from privyseal_acme.flow.accounts import AccountFlow
 from privyseal_acme.flow.authorizations import AuthorizationFlow
 from privyseal_acme.flow.certificates import CertificateFlow
@@ -48,8 +49,10 @@ from privyseal_ca.errors import (
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.issuance.authority import Authority
 from privyseal_ca.issuance.lint import Linter
+from privyseal_ca.ledger.access import entries_access
 from privyseal_ca.ledger.entries import SERVICE_ACTOR, Kind, Payload, encode_entry
 from privyseal_ca.ledger.log import append
+from privyseal_ca.ledger.served import StoredLedger
 from privyseal_ca.policy.keys import KeyPolicy
 from privyseal_ca.policy.names import NamePolicy
 from privyseal_ca.sections import parse_listener
@@ -69,6 +72,8 @@ _SWEEP_SECONDS = 60.0
 _RESUME_SECONDS = 15.0
 _TLS_SECONDS = 60.0
 _LOCK_SECONDS = 2.0
+#: A checkpoint covers every entry within a second (DESIGN section 2 step 6).
+_CHECKPOINT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,8 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
 
         anchors = await load_anchors(context.store, settings.home)
         publication = await open_publication(context, foundation.hsm, anchors, stack)
+        checkpointer = await open_checkpointer(context, foundation.hsm)
+        entries = entries_access(settings)
         order_flow = OrderFlow(context)
         desk = IssuanceDesk(context, order_flow)
         grace = settings.server.shutdown_grace
@@ -214,13 +221,16 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         await tls.renew()
 
         await publication.begin()
-        readiness = readiness_check(context, foundation.hsm, publication.reason)
+        await begin("checkpoints", checkpointer.sign_due)
+        readiness = readiness_check(context, foundation.hsm, publication.reason, lambda: checkpointer.refused)
         status = status_app(
             anchors,
             context.metrics,
             readiness,
             crls=publication.crls,
             ocsp=publication.ocsp,
+            ledger=StoredLedger(context.store),
+            entries=entries,
             max_age=settings.status.max_age,
             clock=context.clock,
         )
@@ -241,6 +251,7 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
                 repeat(_RESUME_SECONDS, "validations", validations.resume),
                 repeat(_SWEEP_SECONDS, "nonce sweep", nonces.sweep),
                 repeat(_SWEEP_SECONDS, "closing of intents", context.authority.close_intents),
+                repeat(_CHECKPOINT_SECONDS, "checkpoints", checkpointer.sign_due),
                 *publication.background(),
             ],
         )

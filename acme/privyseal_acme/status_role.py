@@ -1,4 +1,4 @@
-"""The status role: CRLs, OCSP and certificates from a read-only database or a folder of files (promise P7).
+"""The status role: CRLs, OCSP, certificates and the ledger from a read-only database or a folder of files (promise P7).
 
 It opens no token, reads no PIN and claims nothing, so there may be as many as are wanted, on other machines as well. What it
 cannot answer from what is kept ready it cannot answer at all: it has nothing to sign with.
@@ -23,10 +23,13 @@ from privyseal_acme.readiness import status_reason
 from privyseal_ca.clock import Clock, SystemClock
 from privyseal_ca.config import ROOTS_FILE, Settings
 from privyseal_ca.errors import PrivySealError, StatusUnavailableError, StoreUnavailableError
+from privyseal_ca.ledger.access import entries_access
 from privyseal_ca.ledger.log import size
+from privyseal_ca.ledger.served import LedgerSource, StoredLedger
 from privyseal_ca.revocation.anchors import PublishedCertificates, ended_issuers, published_certificates
 from privyseal_ca.revocation.canary import current_canaries
 from privyseal_ca.revocation.folder import FolderStatus
+from privyseal_ca.revocation.folder_ledger import FolderLedger
 from privyseal_ca.revocation.ocsp import StoredOcsp
 from privyseal_ca.revocation.published import Canary, CrlSource, OcspAnswer, OcspQuery, OcspSource, OcspStatus, Watched
 from privyseal_ca.revocation.stored_crls import StoredCrls
@@ -68,6 +71,9 @@ class _Origin(Protocol):
     def ocsp(self) -> OcspSource: ...
 
     @property
+    def ledger(self) -> LedgerSource: ...
+
+    @property
     def certificates(self) -> PublishedCertificates: ...
 
     @property
@@ -99,6 +105,7 @@ async def status_running(
     """
     clock = clock or SystemClock()
     metrics = Metrics()
+    access = entries_access(settings)
     async with AsyncExitStack() as stack:
         origin: _Origin
         if folder is not None:
@@ -120,6 +127,8 @@ async def status_running(
             _readiness(origin, watcher, clock, metrics, away),
             crls=origin.crls,
             ocsp=origin.ocsp,
+            ledger=origin.ledger,
+            entries=access,
             max_age=settings.status.max_age,
             clock=clock,
         )
@@ -157,16 +166,17 @@ class _Folder:
 
     part = "folder"
 
-    def __init__(self, status: FolderStatus) -> None:
+    def __init__(self, status: FolderStatus, ledger: LedgerSource) -> None:
         self._status = status
         self.crls: CrlSource = status
         self.ocsp: OcspSource = status
+        self.ledger = ledger
 
     @classmethod
     async def opened(cls, folder: Path, settings: Settings, clock: Clock) -> "_Folder":
         status = FolderStatus(folder, clock=clock, interval=settings.status.interval)
         await status.refresh()
-        return cls(status)
+        return cls(status, FolderLedger(folder))
 
     @property
     def certificates(self) -> PublishedCertificates:
@@ -200,6 +210,7 @@ class _Database:
         self._issuers_at = 0.0
         self.crls: CrlSource = self._crls
         self.ocsp: OcspSource = self._ocsp
+        self.ledger: LedgerSource = StoredLedger(store)
         self.certificates = PublishedCertificates(b"", {})
         self.problem = ""
 

@@ -26,6 +26,7 @@ from privyseal_ca.sections import (
     HsmSettings,
     IssuanceSettings,
     KeyPolicySettings,
+    LedgerSettings,
     LimitSettings,
     LogSettings,
     PolicySettings,
@@ -75,6 +76,7 @@ class Settings(BaseSettings):
     keys: KeyPolicySettings = Field(default_factory=KeyPolicySettings)
     issuance: IssuanceSettings = Field(default_factory=IssuanceSettings)
     status: StatusSettings = Field(default_factory=StatusSettings)
+    ledger: LedgerSettings = Field(default_factory=LedgerSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
     @field_validator("policy")

@@ -53,7 +53,7 @@ class ServerSettings(_Section):
     http: str = Field(
         "127.0.0.1:8080",
         description="Address and port of the plain listener: `/roots.pem`, `/issuers/`, `/crl/`, `/crls.pem`, `/ocsp`, "
-        "`/metrics`, `/healthz`, `/readyz`.",
+        "`/ledger/`, `/metrics`, `/healthz`, `/readyz`.",
     )
     https_url: str = Field(
         "",
@@ -388,6 +388,29 @@ class StatusSettings(_Section):
             raise ValueError("crl_refresh must be at most half of crl_lifetime")
         if self.responder_lifetime < 3 * self.ocsp_lifetime:
             raise ValueError("responder_lifetime must be at least three times ocsp_lifetime")
+        return self
+
+
+class LedgerSettings(_Section):
+    """What is served of the ledger. Checkpoints, hashes and receipts are open to everybody."""
+
+    entries: str = Field(
+        "closed",
+        pattern="^(open|token|closed)$",
+        description="Who may read whole entries at `/ledger/tile/entries/`: everybody (`open`), whoever shows the token in "
+        "`entries_token_file` (`token`), or nobody (`closed`). They hold internal names, accounts and operators. "
+        "`privyseal status publish` writes them only when it is `open`.",
+    )
+    entries_token_file: Path | None = Field(
+        None,
+        description="File with the access token, one line of 32 to 255 characters, readable by its owner only (a relative "
+        "file is in the home). Clients send it as `Authorization: Bearer TOKEN`; the plain listener does not encrypt it.",
+    )
+
+    @model_validator(mode="after")
+    def _token_has_a_file(self) -> "LedgerSettings":
+        if (self.entries == "token") != (self.entries_token_file is not None):
+            raise ValueError('entries = "token" and entries_token_file need each other')
         return self
 
 

@@ -30,6 +30,7 @@ import pytest
 from fakes.dns import LOOPBACK, free_port
 from privyseal_acme.opening import open_hsm, open_store
 from privyseal_ca.ceremony.initialise import Surroundings, initialise
+from privyseal_ca.ceremony.ledger_key import ledger_key
 from privyseal_ca.ceremony.plan import NameSpace, Plan
 from privyseal_ca.ceremony.responders import responder_keys
 from privyseal_ca.ceremony.settings_file import FirstSettings
@@ -86,11 +87,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, softhsm_home: Path, softhsm_m
 
 
 async def _first_start(settings: Settings) -> None:
-    """Make the responder's key, as a first start does, so that not every copy of the database brings one into the token."""
+    """Make the keys of responder and ledger, as a first start does, so that not every copy of the database brings some into the token."""
     store, hsm = open_store(settings), open_hsm(settings)
     await store.open()
     try:
         await responder_keys(store, hsm, SystemClock(), os.urandom, actor="service", correlation="tests")
+        await ledger_key(store, hsm, SystemClock(), os.urandom, actor="service", correlation="tests")
     finally:
         await hsm.close()
         await store.close()

@@ -1,5 +1,6 @@
 """The example for nginx, with Debian's nginx, curl and openssl: what relying parties get, checked by programs that are not ours."""
 
+import asyncio
 import json
 import os
 import re
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from fakes.dns import LOOPBACK, free_port
+from fakes.ledgers import OverHttp, check, log_in
 from fakes.process import PRIVYSEAL, ServerProcess, run_command
 from fakes.status_rows import StatusRows
 from privyseal_ca.revocation.manifest import ocsp_file
@@ -54,7 +56,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for serial in (ENDS_WITH_SLASH, (0x42 << 120) | (0x3FFFF << 60)):
             rows.response(serial)
         home, folder = rows.home(base / "home").home, base / "published"
-        publisher = ServerProcess(home, {"DATABASE__URL": rows.url})
+        asyncio.run(_grow(rows.url, 600))
+        publisher = ServerProcess(home, {"DATABASE__URL": rows.url, "LEDGER__ENTRIES": "open"})
         run_command(PRIVYSEAL, "status", "publish", folder, env=publisher.environment)
         role = ServerProcess(base / "empty", command=(PRIVYSEAL, "serve", "--role", "status", "--folder", folder))
         port = free_port()
@@ -98,6 +101,19 @@ def _nginx(
 
 def _curl(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     return run_command("curl", "--silent", "--path-as-is", "--noproxy", "*", *arguments, expect=None)
+
+
+async def _grow(url: str, count: int) -> None:
+    async with log_in(url) as log:
+        await log.grow(count)
+
+
+def _ledger_of(site: Site) -> Callable[[str], Awaitable[bytes | None]]:
+    async def fetch(path: str) -> bytes | None:
+        got = get(site, f"/ledger/{path}")
+        return got.body if got.code == 200 else None
+
+    return fetch
 
 
 class Got(NamedTuple):
@@ -225,12 +241,36 @@ def test_nothing_else_is_served(site: Site, path: str) -> None:
     assert got.code in {400, 403, 404} or got.body == bytes.fromhex("30030a0106")
 
 
+def test_the_ledger(site: Site) -> None:
+    """Key, checkpoint, tiles and entries, with the headers of C2SP tlog-tiles."""
+    assert asyncio.run(check(OverHttp(_ledger_of(site)))).size == 600
+    got = get(site, "/ledger/checkpoint")
+    assert got.headers["content-type"] == "text/plain; charset=utf-8"
+    assert got.headers["cache-control"] == "public, max-age=2"
+    assert get(site, "/ledger/checkpoint", "-H", f"If-None-Match: {got.headers['etag']}").code == 304
+    later = formatdate(parsedate_to_datetime(got.headers["last-modified"]).timestamp() + 5, usegmt=True)
+    assert get(site, "/ledger/checkpoint", "-H", f"If-Modified-Since: {later}").code == 200
+    assert get(site, "/ledger/vkey").headers["content-type"] == "text/plain; charset=utf-8"
+    for path in ("0/001", "0/002.p/88", "1/000.p/2", "entries/000", "entries/002.p/88"):
+        got = get(site, f"/ledger/tile/{path}")
+        assert (got.code, got.headers["content-type"]) == (200, "application/octet-stream"), path
+        assert got.headers["cache-control"] == "public, max-age=31536000, immutable"
+    for path in ("tile/0/002.p/87", "tile/0/003", "tile/0/1", "tile/0", "tile/", "", "proof/00", "tile/0/../../vkey/"):
+        assert get(site, f"/ledger/{path}").code == 404, path
+
+
 def test_what_is_published_later_is_served_at_once(site: Site) -> None:
     der = site.rows.crl(5, shard=1)
-    home = ServerProcess(site.rows.home(site.files / "home").home, {"DATABASE__URL": site.rows.url})
+    asyncio.run(_grow(site.rows.url, 200))
+    settings = {"DATABASE__URL": site.rows.url, "LEDGER__ENTRIES": "open"}
+    home = ServerProcess(site.rows.home(site.files / "home").home, settings)
     done = json.loads(run_command(PRIVYSEAL, "status", "publish", site.folder, "--json", env=home.environment).stdout)
     assert done["written"]["crls"] == 1
     assert get(site, f"/crl/{site.rows.id}/1.crl").body == der
+    assert done["ledger"] == asyncio.run(check(OverHttp(_ledger_of(site)))).size == 800
+    # A client with the checkpoint before goes to the full tile.
+    assert get(site, "/ledger/tile/0/002.p/88").code == 404
+    assert len(get(site, "/ledger/tile/0/002").body) == 256 * 32
 
 
 def test_post_without_a_status_role(site: Site) -> None:

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from fakes.dns import LOOPBACK
+from fakes.ledgers import log_in
 from fakes.postgresql import Postgresql
 from fakes.process import PRIVYSEAL, ServerProcess, run_command
 from fakes.service import FakeClock
@@ -290,12 +291,31 @@ def publish(rows: StatusRows, home: Path, folder: Path, *arguments: str, expect:
     return json.loads(done.stdout)
 
 
+def test_a_ledger_that_was_rewritten_is_an_error_after_everything_else(rows: StatusRows, tmp_path: Path) -> None:
+    folder, home = tmp_path / "published", home_of(rows, tmp_path)
+    asyncio.run(_grow(rows.url, 30))
+    document = publish(rows, home, folder)
+    assert (document["ledger"], document["written"]["tiles"]) == (30, 1)
+    checkpoint = folder / "ledger/checkpoint"
+    before = checkpoint.read_bytes().replace(b"\n30\n", b"\n31\n")
+    checkpoint.write_bytes(before)
+    der = rows.crl(9)
+    assert "everything but the ledger" in publish(rows, home, folder, expect=1)["error"]
+    assert (folder / f"crl/{rows.id}.crl").read_bytes() == der
+    assert checkpoint.read_bytes() == before
+
+
+async def _grow(url: str, count: int) -> None:
+    async with log_in(url) as log:
+        await log.grow(count)
+
+
 def test_a_folder_is_all_that_it_needs(rows: StatusRows, tmp_path: Path) -> None:
     folder, empty = tmp_path / "published", tmp_path / "empty"
     document = publish(rows, home_of(rows, tmp_path), folder)
-    assert document["written"] == {"certificates": 6, "crls": 2, "responses": 1}
+    assert document["written"] == {"certificates": 6, "crls": 2, "responses": 1, "tiles": 0}
     again = publish(rows, home_of(rows, tmp_path), folder)
-    assert again["written"] == {"certificates": 0, "crls": 0, "responses": 0}
+    assert again["written"] == {"certificates": 0, "crls": 0, "responses": 0, "tiles": 0}
     empty.mkdir()
     with role(empty, "--folder", folder) as server:
         check_everything(server, rows)

@@ -7,6 +7,7 @@ import click
 
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of
+from privyseal_ca.cli.ledger_proofs import proof, verify_proof, vkey
 from privyseal_ca.issuance.record import issued_entry
 from privyseal_ca.ledger.audit import Auditor, AuditReport, Expected
 from privyseal_ca.ledger.entries import decode_entry
@@ -85,6 +86,10 @@ def verify(invocation: Invocation, expect: Expected | None) -> None:
     invocation.result(
         document, "\n".join(f"{name.replace('_', ' '):<16} {value}" for name, value in document.items()) + "\nok"
     )
+
+
+for _command in (vkey, proof, verify_proof):
+    ledger.add_command(_command)
 
 
 class _Teller:

@@ -16,7 +16,7 @@ from privyseal_ca.cli.text import moment
 from privyseal_ca.cli.version import program_version
 from privyseal_ca.config import Settings
 from privyseal_ca.doctor import service_state
-from privyseal_ca.errors import ConfigurationError, StatusUnavailableError, StoreError
+from privyseal_ca.errors import ConfigurationError, LedgerError, StatusUnavailableError, StoreError
 from privyseal_ca.ledger.audit_tables import count_certificates
 from privyseal_ca.ledger.log import size
 from privyseal_ca.revocation.folder_publisher import FolderPublisher
@@ -43,7 +43,7 @@ def status(invocation: Invocation) -> None:
 @click.option("--watch", is_flag=True, help="Go on until SIGTERM or SIGINT, and take over what changes.")
 @pass_invocation
 def publish(invocation: Invocation, folder: Path, watch: bool) -> None:
-    """Write CRLs, OCSP responses and certificates into a folder.
+    """Write CRLs, OCSP responses, certificates and the ledger into a folder.
 
     The folder is for a web server, or for `privyseal serve --role status --folder`. What is in it comes from the database
     alone, which is only read: neither the token nor the service is needed. What is older never replaces what is newer.
@@ -68,20 +68,28 @@ def publish(invocation: Invocation, folder: Path, watch: bool) -> None:
     publisher = run(work())
     counts = publisher.counts
     written = {"certificates": counts.certificates, "crls": counts.crls, "responses": counts.responses}
+    written["tiles"] = publisher.ledger.counts.tiles
+    if publisher.ledger.problem:
+        raise LedgerError(
+            f"{folder}: everything but the ledger was published. {publisher.ledger.problem}",
+            hint="docs/ledger.md says what to do.",
+        )
     document = {
         "folder": str(folder),
         "certificates": len(publisher.manifest.issuers),
         "crls": len(publisher.manifest.crls),
         "responses": publisher.responses,
+        "ledger": publisher.ledger.size,
         "written": written,
-        "removed": counts.removed,
+        "removed": counts.removed + publisher.ledger.counts.removed,
         "kept_newer": counts.kept,
     }
     shown = ", ".join(f"{count} {what}" for what, count in written.items())
     invocation.result(
         document,
-        f"{folder}: {document['crls']} CRLs, {document['responses']} OCSP responses, {document['certificates']} CAs\n"
-        f"written: {shown}; removed: {counts.removed}; newer ones kept: {counts.kept}",
+        f"{folder}: {document['crls']} CRLs, {document['responses']} OCSP responses, {document['certificates']} CAs, "
+        f"{document['ledger']} entries of the ledger\n"
+        f"written: {shown}; removed: {document['removed']}; newer ones kept: {counts.kept}",
     )
 
 

@@ -1,4 +1,5 @@
-"""Copying what the database holds on revocation into a folder, for web servers and for the status role without a database.
+"""Copying what the database holds on revocation, and the ledger, into a folder: for web servers and for the status role
+without a database.
 
 There are two movements. :meth:`FolderPublisher.follow` takes over what changed: CRLs, the responses of what was revoked, and
 those that were made lately. :meth:`FolderPublisher.sweep` goes through everything, a page at a time, and in the end removes
@@ -31,6 +32,7 @@ from privyseal_ca.ledger.log import size
 from privyseal_ca.revocation.anchors import PublishedCertificates, published_certificates
 from privyseal_ca.revocation.crl_bundle import BUNDLE, CrlBundle
 from privyseal_ca.revocation.folder import FolderStatus
+from privyseal_ca.revocation.folder_ledger import LedgerPublisher
 from privyseal_ca.revocation.folder_writer import FolderWriter
 from privyseal_ca.revocation.manifest import (
     ROOTS,
@@ -138,7 +140,11 @@ class FolderPublisher:
         self._seen_at = int(clock.now())
         self._sweep: _Sweep | None = None
         self._told: set[str] = set()
-        #: What was done since it was made.
+        #: The ledger in the folder, which comes last: relying parties do not wait for it.
+        self.ledger = LedgerPublisher(
+            store=store, writer=writer, entries=settings.ledger.entries == "open", clock=clock, progress=progress
+        )
+        #: What was done since it was made, the ledger aside.
         self.counts = Counts()
         #: How many responses the last complete sweep found.
         self.responses = 0
@@ -169,6 +175,7 @@ class FolderPublisher:
         while not await self.sweep():
             pass
         self._finish(crls)
+        await self.ledger.publish()
 
     async def follow(self) -> None:
         """Take over what changed since :meth:`publish` or the last call. Raises what that does."""
@@ -178,6 +185,7 @@ class FolderPublisher:
         await self._take_changes()
         await self._bundle(crls)
         self._finish(crls)
+        await self.ledger.advance()
 
     async def sweep(self) -> bool:
         """Take over one page of all responses; True when it was the last and what is no longer there was removed."""

@@ -1,7 +1,7 @@
 """Writing files into a published folder so that a reader sees the old one or the new one, never half of either.
 
 Only what ``status publish`` wrote is ever changed or removed: a folder is taken over when it is empty or has a manifest, and
-files go whose paths the manifest names or which have the names that OCSP responses have.
+files go whose paths the manifest names, which have the names that OCSP responses have, or which are the ledger's.
 """
 
 import fcntl
@@ -79,6 +79,17 @@ class FolderWriter:
         except OSError as error:
             raise _unusable(self.folder, error) from error
         return True
+
+    def renew(self, path: str, content: bytes, *, time: int) -> bool:
+        """As :meth:`put`, but when the file before was not older than ``time``, the time is a second after that: web servers
+        tell one from the other by it.
+
+        Raises:
+            ConfigurationError: the folder cannot be written.
+        """
+        with suppress(OSError):
+            time = max(time, int((self.folder / path).stat().st_mtime) + 1)
+        return self.put(path, content, time=time)
 
     async def stream(
         self, path: str, pieces: AsyncIterator[bytes], *, time: int, digest: bytes, subject: bytes
@@ -158,6 +169,14 @@ class FolderWriter:
                 target.rmdir()
         return True
 
+    def remove_below(self, path: str) -> int:
+        """Remove every file below a folder, and the folders; how many files there were.
+
+        Raises:
+            ConfigurationError: one cannot be removed.
+        """
+        return sum(self.remove(file) for file in list(self._walk(self.folder / path)))
+
     def responses(self) -> Iterator[str]:
         """The path of every file that has the name of an OCSP response. What was left unfinished is removed meanwhile."""
         for path in self._walk(self.folder / "ocsp"):
@@ -194,7 +213,7 @@ class FolderWriter:
             self.put(MANIFEST, self.manifest.encode())
         else:
             self.manifest = manifest
-        for part in ("issuers", "crl"):
+        for part in ("issuers", "crl", "ledger"):
             for _ in self._walk(self.folder / part):
                 pass
         for entry in self.folder.iterdir():

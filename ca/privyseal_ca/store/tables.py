@@ -32,6 +32,35 @@ class LedgerEntry(SQLModel, table=True):
     entry: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
+class LedgerTile(SQLModel, table=True):
+    """A full tile of the ledger's tree (C2SP tlog-tiles): 256 hashes of neighbours. Never changed, never removed.
+
+    Partial tiles are not kept: those of level 0 are leaf hashes of entries, those above are the roots of tiles below.
+    """
+
+    __tablename__ = "ledger_tile"
+
+    level: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    idx: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    #: The hash over all of it, which is one hash of the tile above. Before the long column, so that SQLite finds it at once.
+    root: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    #: 8192 octets.
+    hashes: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class LedgerCheckpoint(SQLModel, table=True):
+    """A size of the ledger and its root, to which this authority binds itself by a signature (C2SP tlog-checkpoint)."""
+
+    __tablename__ = "ledger_checkpoint"
+
+    size: int = Field(sa_column=Column(_ROW_ID, primary_key=True, autoincrement=False))
+    root: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    #: The signed note; NULL in the newest row while the signature is being made, and after a crash until it is made again.
+    note: bytes | None = Field(sa_column=Column(LargeBinary))
+    #: When it was signed; 0 before.
+    signed_at: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
 class Issuer(SQLModel, table=True):
     """A CA key: the root or an issuing intermediate. ``id`` is the hex of its subject key identifier."""
 

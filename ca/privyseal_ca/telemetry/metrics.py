@@ -56,6 +56,7 @@ class Metrics:
         self._add_crls()
         self._add_ocsp()
         self._add_watch()
+        self._add_ledger()
 
     def _add_crls(self) -> None:
         self.crls_published = Counter("privyseal_crls_published", "CRLs published.", registry=self.registry)
@@ -126,6 +127,19 @@ class Metrics:
             "privyseal_revocation_visible_seconds",
             "Seconds from the last canary's revocation until it was seen: crl, ocsp.",
             ("issuer", "what"),
+            registry=self.registry,
+        )
+
+    def _add_ledger(self) -> None:
+        self.ledger_entries = Gauge("privyseal_ledger_entries", "Entries of the ledger.", registry=self.registry)
+        self.ledger_checkpoint_size = Gauge(
+            "privyseal_ledger_checkpoint_size",
+            "Entries that the newest signed checkpoint covers.",
+            registry=self.registry,
+        )
+        self.ledger_checkpoint_seconds = Gauge(
+            "privyseal_ledger_checkpoint_seconds",
+            "When the newest checkpoint was signed, in seconds since the epoch.",
             registry=self.registry,
         )
 

@@ -1,4 +1,4 @@
-"""The plain HTTP listener: trust anchors, issuers, CRLs, OCSP, health, metrics.
+"""The plain HTTP listener: trust anchors, issuers, CRLs, OCSP, the ledger, health, metrics.
 
 Read-only; needs neither token nor PIN to answer (promise P7).
 """
@@ -11,11 +11,14 @@ import orjson
 from aiohttp import web
 
 from privyseal_ca.clock import Clock, SystemClock
+from privyseal_ca.ledger.access import EntriesAccess
+from privyseal_ca.ledger.served import LedgerSource
 from privyseal_ca.revocation.published import CrlSource, OcspSource
 from privyseal_ca.telemetry.metrics import Metrics
 from privyseal_ca.web.caching import FRESH, PUBLIC
 from privyseal_ca.web.crl import CrlRoutes
 from privyseal_ca.web.crl_bundle import CrlBundleRoutes
+from privyseal_ca.web.ledger import LedgerRoutes
 from privyseal_ca.web.ocsp import OcspRoutes
 
 _CACHED: Final = {"Cache-Control": "public, max-age=3600", **PUBLIC}
@@ -51,10 +54,14 @@ def status_app(
     *,
     crls: CrlSource | None = None,
     ocsp: OcspSource | None = None,
+    ledger: LedgerSource | None = None,
+    entries: EntriesAccess | None = None,
     max_age: int = 60,
     clock: Clock | None = None,
 ) -> web.Application:
-    """The application behind the plain listener. Without ``crls`` or ``ocsp`` their paths do not exist.
+    """The application behind the plain listener. Without ``crls``, ``ocsp`` or ``ledger`` their paths do not exist.
+
+    ``entries`` says who may read the ledger's entries: nobody unless it is given.
 
     HTTP caches may keep a CRL or an OCSP response for ``max_age`` seconds, never past its nextUpdate.
     """
@@ -66,6 +73,9 @@ def status_app(
         app.add_routes(CrlBundleRoutes(crls, limit=max_age, clock=clock).routes())
     if ocsp is not None:
         OcspRoutes(ocsp, limit=max_age, clock=clock, metrics=metrics).register(app)
+    if ledger is not None:
+        access = entries or EntriesAccess()
+        app.add_routes(LedgerRoutes(ledger, entries=access.entries, token=access.token).routes())
     return app
 
 
