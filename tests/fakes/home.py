@@ -132,10 +132,10 @@ def make_settings(settings_factory: MakeSettings) -> MakeSettings:
 
 
 def never_started(settings: Settings) -> Settings:
-    """The same home as it was before its first start: without OCSP responders."""
+    """The same home as it was before its first start: without OCSP responders and without the ledger's key."""
     with closing(sqlite3.connect(settings.database_url.removeprefix("sqlite:///"))) as connection:
         connection.execute("DELETE FROM ocsp_responder")
-        connection.execute("DELETE FROM fact WHERE name LIKE 'ocsp-label:%'")
+        connection.execute("DELETE FROM fact WHERE name LIKE 'ocsp-label:%' OR name IN ('ledger-key', 'ledger-label')")
         connection.commit()
     return settings
 

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from fakes.checkpoints import ORIGIN, checkpointer, grow, published
-from fakes.home import MakeSettings
+from fakes.home import MakeSettings, never_started
 from fakes.service import FakeClock
 from privyseal_acme.opening import open_hsm, open_store
 from privyseal_ca.ceremony import ledger_key as module
@@ -47,7 +47,7 @@ async def generated(store: Store, uri: str) -> int:
 
 
 async def test_it_is_ed25519_in_the_token_of_the_preferred_issuer_and_signs(make_settings: MakeSettings) -> None:
-    async with opened(make_settings()) as (store, hsm):
+    async with opened(never_started(make_settings())) as (store, hsm):
         uri = await make(store, hsm)
         assert await make(store, hsm) == uri
         assert await store.read(lambda tx: find_fact(tx, "ledger-key")) == uri
@@ -72,7 +72,7 @@ async def test_p256_where_the_token_has_no_ed25519(
         return algorithm != "ed25519" and await supports(self, token_uri, algorithm)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Hsm, "supports", older)
-    async with opened(make_settings()) as (store, hsm):
+    async with opened(never_started(make_settings())) as (store, hsm):
         key = await hsm.open_signing_key(await make(store, hsm))
         assert isinstance(key.public_key, ec.EllipticCurvePublicKey)
         signer = checkpointer(store, key)
@@ -91,7 +91,7 @@ async def test_an_interruption_between_key_and_fact(
             raise StoreUnavailableError("The disk is full.")
         set_fact(transaction, name, value)  # type: ignore[arg-type]
 
-    async with opened(make_settings()) as (store, hsm):
+    async with opened(never_started(make_settings())) as (store, hsm):
         with monkeypatch.context() as patch:
             patch.setattr(module, "set_fact", fail)
             with pytest.raises(StoreUnavailableError):
@@ -102,7 +102,7 @@ async def test_an_interruption_between_key_and_fact(
 
 
 async def test_there_is_none_without_an_active_issuer(make_settings: MakeSettings) -> None:
-    async with opened(make_settings()) as (store, hsm):
+    async with opened(never_started(make_settings())) as (store, hsm):
         for row in await store.read(all_issuers):
             await store.write(lambda tx, id_=row.id: set_issuer_state(tx, id_, "retired"))  # type: ignore[misc]
         with pytest.raises(ConfigurationError, match="No issuing CA"):
@@ -110,7 +110,7 @@ async def test_there_is_none_without_an_active_issuer(make_settings: MakeSetting
 
 
 async def test_the_origin_is_the_one_that_was_recorded(make_settings: MakeSettings) -> None:
-    async with opened(make_settings()) as (store, hsm):
+    async with opened(never_started(make_settings())) as (store, hsm):
         assert await ledger_origin(store, ORIGIN) == ORIGIN
         assert await ledger_origin(store, "other.example") == "other.example"
         await grow(store, 1)
