@@ -50,6 +50,7 @@ from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.issuance.authority import Authority
 from privyseal_ca.issuance.lint import Linter
 from privyseal_ca.ledger.access import entries_access
+from privyseal_ca.ledger.checkpoints import Checkpointer
 from privyseal_ca.ledger.entries import SERVICE_ACTOR, Kind, Payload, encode_entry
 from privyseal_ca.ledger.log import append
 from privyseal_ca.ledger.served import StoredLedger
@@ -120,6 +121,15 @@ async def _record_end(context: Context) -> None:
         _log.warning("the end of the service is not in the ledger", error=str(error))
 
 
+async def _sign_last(checkpointer: Checkpointer) -> None:
+    # One that was found half way comes first: the second call signs what has come since.
+    try:
+        await checkpointer.sign_due()
+        await checkpointer.sign_due()
+    except PrivySealError as error:
+        _log.warning("no checkpoint covers the end of the ledger", error=str(error))
+
+
 @dataclass(frozen=True)
 class _Foundation:
     """What the flows stand on, and what only the service itself needs of it."""
@@ -188,16 +198,18 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
     async with AsyncExitStack() as stack:
         foundation = await _open_foundation(settings, parts or Parts(), stack)
         context, nonces = foundation.context, foundation.nonces
+        checkpointer = await open_checkpointer(context, foundation.hsm)
+        # The last entries as well are to be proved while no service runs.
+        stack.push_async_callback(_sign_last, checkpointer)
         # P4: whatever an earlier process left between intent and certificate ends before anything new begins.
         await _record(context, Kind.SERVICE_STARTED, await _started(context))
         stack.push_async_callback(_record_end, context)
 
         anchors = await load_anchors(context.store, settings.home)
         publication = await open_publication(context, foundation.hsm, anchors, stack)
-        checkpointer = await open_checkpointer(context, foundation.hsm)
         entries = entries_access(settings)
         order_flow = OrderFlow(context)
-        desk = IssuanceDesk(context, order_flow)
+        desk = IssuanceDesk(context, order_flow, lambda: checkpointer.refused)
         grace = settings.server.shutdown_grace
         stack.push_async_callback(desk.close, grace)
         validations = ValidationQueue(context, Validator(settings.validation, clock=context.clock))

@@ -1,5 +1,6 @@
 """The ledger as others see it, from a real service: checkpoint, tiles and receipts over HTTP, checked offline (promise P6)."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,18 +9,29 @@ from urllib.error import HTTPError
 
 import pytest
 from click.testing import CliRunner
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy import bindparam, update
 
-from fakes.acme_client import Issued
+from fakes.acme_client import Issued, make_csr
+from fakes.outages import readiness
 from fakes.service import NewClient, RunningService, StartService, serving
 from fakes.status_client import eventually, get
 from privyseal_acme.cli import cli
+from privyseal_ca.ledger.checkpoints import ORIGIN_FACT, latest_checkpoint
+from privyseal_ca.ledger.log import append, entries, size
 from privyseal_ca.ledger.note import Checkpoint, NoteVerifier, open_note
 from privyseal_ca.ledger.tiles import TilePath, parse_bundle
 from privyseal_ca.ledger.tree import leaf_hash, root_hash
+from privyseal_ca.store.issuers import find_fact
+from privyseal_ca.store.readonly import reading
+from privyseal_ca.store.statement import Statement, Transaction
+from privyseal_ca.store.tables import LedgerEntry
 
 _WITHIN = 3.0
+
+_entry = LedgerEntry.__table__  # type: ignore[attr-defined]
+_SET_LEAF = Statement(update(_entry).values(leaf_hash=bindparam("leaf")).where(_entry.c.idx == 0))
 
 
 def checkpoint_of(service: RunningService) -> Checkpoint:
@@ -113,3 +125,59 @@ def test_a_restart_continues_the_same_log(
         after = checkpoint_of(again)
         assert after.origin == before.origin
         assert after.size > before.size
+
+
+def test_nothing_is_issued_while_the_ledger_is_not_what_was_signed(
+    start_service: StartService, new_client: NewClient
+) -> None:
+    """P7: orders wait, and go on by themselves when the ledger is what it was."""
+    service = start_service()
+    client = new_client(service)
+    client.issue("a.test")
+    order = client.ready_order("b.test")
+    first = service.read(lambda tx: next(entries(tx, count=1)))
+
+    def change(leaf: bytes) -> None:
+        service.write(lambda tx: tx.execute(_SET_LEAF, leaf=leaf))
+
+    eventually(lambda: checkpoint_of(service).size == len(service.ledger()), seconds=_WITHIN)
+    change(bytes(32))
+    service.write(lambda tx: append(tx, first.entry))
+    eventually(lambda: readiness(service.status)["parts"]["ledger"] != "ok", seconds=_WITHIN)
+    issued = sum(entry["kind"] == "certificate.intent" for entry in service.ledger())
+    answer = client.finalize(order, make_csr(["b.test"], ec.generate_private_key(ec.SECP256R1())))
+    assert (answer.status, answer.json["status"]) == (200, "processing")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert sum(entry["kind"] == "certificate.intent" for entry in service.ledger()) == issued
+    change(first.leaf_hash)
+    answer = client.poll(order.headers["Location"], ("processing",))
+    assert answer.json["status"] == "valid"
+    eventually(lambda: readiness(service.status)["parts"]["ledger"] == "ok", seconds=_WITHIN)
+
+
+def test_the_last_checkpoint_covers_the_end_of_the_service(
+    make_settings: Callable[..., Any], http01: Any, dns_server: Any
+) -> None:
+    settings = make_settings(validation={"resolvers": (dns_server.address,), "http_port": http01.port})
+    with serving(settings):
+        pass
+
+    def unit(transaction: Transaction) -> tuple[int, int]:
+        latest = latest_checkpoint(transaction)
+        return size(transaction), 0 if latest is None else latest.size
+
+    async def look() -> tuple[int, int]:
+        async with reading(settings) as store:
+            return await store.read(unit)
+
+    end, covered = asyncio.run(look())
+    assert covered == end
+
+
+def test_a_url_with_what_a_name_cannot_have(make_settings: Callable[..., Any], http01: Any, dns_server: Any) -> None:
+    url = "http://ca.test/a+b c"
+    server = {"http_url": url}
+    settings = make_settings(server=server, validation={"resolvers": (dns_server.address,), "http_port": http01.port})
+    with serving(settings) as service:
+        origin = service.read(lambda tx: find_fact(tx, ORIGIN_FACT))
+    assert origin == "ca.test/a%2Bb%20c/ledger"

@@ -1,5 +1,6 @@
 """The ledger over real connections, from a source in memory: paths, media types, caching, and who may read entries."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from privyseal_ca.ledger.access import EntriesAccess, entries_access
 from privyseal_ca.ledger.proofs import Receipt
 from privyseal_ca.ledger.tiles import TilePath
 from privyseal_ca.telemetry.metrics import Metrics
+from privyseal_ca.web import ledger as ledger_routes
 from privyseal_ca.web.ledger import LedgerRoutes
 from privyseal_ca.web.status import Anchors, Readiness, status_app
 
@@ -216,6 +218,26 @@ async def test_open_entries_are_for_everybody() -> None:
         assert (reply.status, reply.body) == (200, BUNDLE)
         assert reply.headers["cache-control"] == "public, max-age=31536000, immutable"
         assert reply.headers["content-type"] == "application/octet-stream"
+
+
+async def test_slow_readers_cost_a_bounded_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 16 << 20
+    monkeypatch.setattr(ledger_routes, "_MOST", size)
+    async with serving(EntriesAccess("open")) as served:
+        served.source.tiles[TilePath(None, 0)] = bytes(size)
+        path = "/ledger/tile/entries/000"
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1 << 10)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        reply = await served.get(path)
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+        assert (await served.get("/ledger/tile/entries/000", method="HEAD")).status == 200
+        assert (await served.get("/ledger/tile/entries/000.p/5")).status == 200
+        writer.transport.abort()
+        async with asyncio.timeout(20):
+            while (reply := await served.get(path)).status == 503:
+                pass
+        assert len(reply.body) == size
 
 
 @pytest.mark.parametrize(

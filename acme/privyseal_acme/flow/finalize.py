@@ -6,7 +6,7 @@ other failure ends the order.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -54,11 +54,15 @@ class OrderTakenError(PrivySealError):
 
 
 class IssuanceDesk:
-    """Issues the certificates of orders."""
+    """Issues the certificates of orders.
 
-    def __init__(self, context: Context, order_flow: OrderFlow) -> None:
+    ``refused`` says why the ledger is not what was signed, or is empty: until it is again, orders wait (promise P7).
+    """
+
+    def __init__(self, context: Context, order_flow: OrderFlow, refused: Callable[[], str] = lambda: "") -> None:
         self._context = context
         self._orders = order_flow
+        self._refused = refused
         self._working: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
 
@@ -119,13 +123,13 @@ class IssuanceDesk:
         context = self._context
         count = await context.store.read(orders.count_processing)
         context.metrics.parked.set(max(0, count - len(self._working)))
-        if not count or not self._key_available():
+        if not count or not self._can_issue():
             return
         await context.authority.close_intents()
         urgent = await context.store.read(_most_urgent)
         # The first goes alone: a token that is back and still cannot sign costs one serial, not one for each order.
         first = 1
-        while urgent and self._key_available():
+        while urgent and self._can_issue():
             batch = {self._work(order, self._resume(order)) for order in urgent[:first] if order not in self._working}
             if batch:
                 await asyncio.wait(batch)
@@ -133,8 +137,8 @@ class IssuanceDesk:
         if count > _DRAIN:
             self._wake.set()
 
-    def _key_available(self) -> bool:
-        return any(issuer.key.available for issuer in self._context.authority.issuers)
+    def _can_issue(self) -> bool:
+        return not self._refused() and any(issuer.key.available for issuer in self._context.authority.issuers)
 
     def _work(self, order_id: str, issuance: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run ``issuance`` whether or not anybody waits for it."""
@@ -175,6 +179,9 @@ class IssuanceDesk:
         self, row: OrderRow, csr: bytes, actor: str, correlation: str, request: CertificateRequest, claim: Claim
     ) -> None:
         """Once the order is processing, every exit ends it or leaves it waiting for what is away."""
+        if self._refused():
+            await self._park(row, claim)
+            return
         requester = Requester(actor=actor, correlation=correlation, purpose=f"order:{row.id}")
 
         def complete(transaction: Transaction, certificate: CertificateRow) -> None:

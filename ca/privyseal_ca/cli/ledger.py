@@ -2,6 +2,8 @@
 
 import json
 import re
+from functools import partial
+from typing import BinaryIO
 
 import click
 
@@ -10,9 +12,12 @@ from privyseal_ca.cli.home import opened_store, run, settings_of
 from privyseal_ca.cli.ledger_proofs import proof, verify_proof, vkey
 from privyseal_ca.issuance.record import issued_entry
 from privyseal_ca.ledger.audit import Auditor, AuditReport, Expected
+from privyseal_ca.ledger.audit_checkpoints import opened_since
 from privyseal_ca.ledger.entries import decode_entry
 from privyseal_ca.ledger.log import StoredEntry, entries
+from privyseal_ca.ledger.note import MAX_NOTE, Checkpoint
 
+_MAX_VKEY_FILE = 8192
 _MAX_SHOWN = 10_000
 _EXPECTED = re.compile(r"(?P<size>[0-9]{1,15}):(?P<root>[0-9a-f]{64})")
 
@@ -22,6 +27,22 @@ def _expected(text: str) -> Expected:
     if match is None:
         raise click.BadParameter("give SIZE:ROOT as an earlier `ledger verify` printed them")
     return Expected(int(match["size"]), bytes.fromhex(match["root"]))
+
+
+def _key(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
+    """The verification key itself, or what is in a file whose name follows an @."""
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        with click.open_file(text[1:], "rb") as file:
+            content = bytes(file.read(_MAX_VKEY_FILE + 1))
+        if len(content) <= _MAX_VKEY_FILE:
+            return content.decode().strip()
+    except OSError as error:
+        raise click.BadParameter(f"{text[1:]} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{text[1:]} is not text") from error
+    raise click.BadParameter(f"{text[1:]} is too big to hold a key")
 
 
 @click.group("ledger", cls=Group)
@@ -59,17 +80,38 @@ def show(invocation: Invocation, first: int, count: int) -> None:
     metavar="SIZE:ROOT",
     help="Size and root of an earlier check: the ledger must still begin with those entries.",
 )
+@click.option(
+    "--since",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="A checkpoint that was kept elsewhere, - for standard input: the ledger must continue it.",
+)
+@click.option(
+    "--vkey",
+    "verifier_key",
+    callback=_key,
+    metavar="VKEY|@FILE",
+    help="The key that verifies the checkpoint of --since, or a file with it. Default: the ledger's own.",
+)
 @pass_invocation
-def verify(invocation: Invocation, expect: Expected | None) -> None:
-    """Check every entry, every certificate and every revocation.
+def verify(invocation: Invocation, expect: Expected | None, since: BinaryIO | None, verifier_key: str | None) -> None:
+    """Check every entry, certificate, revocation, CRL, checkpoint and tile.
 
-    Keep the size and the root that it prints in another place: given to a later check with --expect, they show whether the
-    ledger was rewritten meanwhile.
+    Keep checkpoints (/ledger/checkpoint), or the size and the root that it prints, in another place: given to a later check
+    with --since or --expect, they show whether the ledger was rewritten meanwhile.
     """
+    if verifier_key is not None and since is None:
+        raise click.UsageError("--vkey verifies the checkpoint of --since: give both.")
+    note = None if since is None else since.read(MAX_NOTE + 1)
 
     async def work() -> AuditReport:
         async with opened_store(settings_of(invocation)) as store:
-            auditor = Auditor(store, issued_entry=issued_entry, expected=expect, progress=_Teller(invocation))
+            kept: Checkpoint | None = None
+            if note is not None:
+                kept = await store.read(partial(opened_since, note=note, vkey=verifier_key))
+            auditor = Auditor(
+                store, issued_entry=issued_entry, expected=expect, since=kept, progress=_Teller(invocation)
+            )
             return await auditor.run()
 
     report = run(work())
@@ -82,10 +124,15 @@ def verify(invocation: Invocation, expect: Expected | None) -> None:
         "crls": report.crls,
         "abandoned": report.abandoned,
         "in_flight": report.in_flight,
+        "checkpoints": report.checkpoints,
+        "tiles": report.tiles,
     }
-    invocation.result(
-        document, "\n".join(f"{name.replace('_', ' '):<16} {value}" for name, value in document.items()) + "\nok"
-    )
+    lines = [f"{name.replace('_', ' '):<16} {value}" for name, value in document.items()]
+    kept = report.since
+    if kept is not None:
+        document["since"] = {"origin": kept.origin, "size": kept.size, "root": kept.root.hex()}
+        lines.append(f"{'since':<16} {kept.size}: continues the checkpoint that was given")
+    invocation.result(document, "\n".join([*lines, "ok"]))
 
 
 for _command in (vkey, proof, verify_proof):

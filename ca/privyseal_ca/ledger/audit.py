@@ -2,10 +2,11 @@
 
 Entries are read in pages and forgotten; what is kept grows with the issuances in flight and the serials revoked. What is
 said of revocations is checked in :mod:`privyseal_ca.ledger.audit_revocations`, CRLs in
-:mod:`privyseal_ca.ledger.audit_crls`. The check runs beside a service at work: it ends at the size that the ledger has when everything else has been looked at.
+:mod:`privyseal_ca.ledger.audit_crls`, checkpoints and tiles in :mod:`privyseal_ca.ledger.audit_checkpoints`. The check
+runs beside a service at work: it ends at the size that the ledger has when everything else has been looked at.
 
-What it cannot see is a ledger that somebody rewrote as a whole, tables included. For that, keep size and root of an
-earlier check elsewhere and give them as ``expected``.
+What it cannot see is a ledger that somebody rewrote as a whole, tables included. For that, keep a checkpoint elsewhere and
+give it as ``since``, or size and root of an earlier check as ``expected``.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from privyseal_ca.errors import LedgerError
+from privyseal_ca.ledger.audit_checkpoints import CheckpointAudit, require_continued
 from privyseal_ca.ledger.audit_crls import CrlAudit
 from privyseal_ca.ledger.audit_errors import AuditError, wrong, wrong_about
 from privyseal_ca.ledger.audit_revocations import RevocationAudit
@@ -30,6 +32,7 @@ from privyseal_ca.ledger.audit_tables import (
 )
 from privyseal_ca.ledger.entries import Kind, Payload, decode_entry
 from privyseal_ca.ledger.log import StoredEntry, entries, size
+from privyseal_ca.ledger.note import Checkpoint
 from privyseal_ca.ledger.tree import TreeHasher, leaf_hash
 from privyseal_ca.store.certificates import find_certificate
 from privyseal_ca.store.engine import Store
@@ -54,6 +57,11 @@ class AuditReport:
     in_flight: int
     #: The current CRLs.
     crls: int
+    #: Stored checkpoints and stored full tiles.
+    checkpoints: int = 0
+    tiles: int = 0
+    #: The checkpoint kept elsewhere that the ledger continues, if one was given.
+    since: Checkpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,7 @@ class Auditor:
     """One check of a ledger.
 
     ``issued_entry`` rebuilds the ``certificate.issued`` entry from a certificate's DER; ``progress`` is told how many
-    entries of how many have been checked.
+    entries of how many have been checked. ``since`` is a verified checkpoint that the ledger has to continue.
     """
 
     def __init__(
@@ -99,11 +107,13 @@ class Auditor:
         *,
         issued_entry: Callable[[bytes], bytes],
         expected: Expected | None = None,
+        since: Checkpoint | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._store = store
         self._issued_entry = issued_entry
         self._expected = expected
+        self._since = since
         self._progress = progress
         self._tree = TreeHasher()
         self._seen = _Seen()
@@ -115,6 +125,7 @@ class Auditor:
         self._crls = CrlAudit(
             store, certificates_of=lambda ca: self._above.get(ca, ()), is_own=lambda ca: ca in self._cas
         )
+        self._checkpoints = CheckpointAudit()
         self._checks: dict[Kind, Callable[[Transaction, int, dict[str, Any]], None]] = {
             Kind.INTENT: self._intent,
             Kind.ISSUED: self._issued,
@@ -136,13 +147,14 @@ class Auditor:
             StoreError: the database failed.
         """
         await self._store.read(self._load_cas)
-        await self._entries_until(await self._store.read(size))
+        await self._entries_until(await self._store.read(self._begin))
         await self._revocations.look_for_unrecorded(self._store)
         await self._store.read(self._load_cas)
         await self._crls.contents()
         end, in_flight = await self._store.read(self._end)
         await self._entries_until(end)
         self._compare(in_flight)
+        await self._checkpoints.finish(self._store, self._tree)
         await self._store.read(self._count_certificates)
         return AuditReport(
             size=self._tree.size,
@@ -153,12 +165,23 @@ class Auditor:
             abandoned=self._revocations.abandoned,
             in_flight=len(in_flight),
             crls=self._crls.checked,
+            checkpoints=self._checkpoints.checkpoints,
+            tiles=self._checkpoints.tiles,
+            since=self._since,
         )
+
+    def _begin(self, transaction: Transaction) -> int:
+        """The size to begin with, which is read last: it covers the checkpoints and tiles that were seen."""
+        self._checkpoints.look(transaction)
+        end = size(transaction)
+        self._compare_known(end)
+        self._checkpoints.compare_size(end)
+        return end
 
     # The entries, one after the other.
 
     async def _entries_until(self, end: int) -> None:
-        self._compare_expected(end)
+        self._compare_known(end)
         while self._tree.size < end:
             await self._store.read(partial(self._page, count=min(_PAGE, end - self._tree.size)))
             if self._progress is not None:
@@ -192,9 +215,13 @@ class Auditor:
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise wrong(index, f"({kind}) lacks a member that its kind has, or one is malformed") from error
         self._tree.append(stored.leaf_hash)
-        self._compare_expected(None)
+        self._compare_known(None)
+        self._checkpoints.append(transaction, index, stored.leaf_hash)
 
-    def _compare_expected(self, end: int | None) -> None:
+    def _compare_known(self, end: int | None) -> None:
+        """Compare with what was kept elsewhere; with the ledger's size ``end`` where it is known."""
+        if self._since is not None:
+            require_continued(self._since, self._tree, end)
         expected = self._expected
         if expected is None:
             return
@@ -297,12 +324,14 @@ class Auditor:
                     known.append(certificate)
 
     def _end(self, transaction: Transaction) -> tuple[int, set[str]]:
+        self._checkpoints.look(transaction)
         found = end_of_ledger(transaction)
         if found is None:
             raise AuditError("The ledger has no head.")
         end, last, in_flight = found
         if end != last:
             raise AuditError(f"The ledger's head says {end} entries, and the last one would make it {last}.")
+        self._checkpoints.compare_size(end)
         return end, in_flight
 
     def _compare(self, in_flight: set[str]) -> None:

@@ -37,6 +37,9 @@ _RETRY_SECONDS: Final = "1"
 _LONGEST: Final = 64
 #: What is longer goes out in pieces, so that the time limit for one holds.
 _PIECE: Final = 256 * 1024
+#: Octets of bundles longer than a piece that are being sent at the same time. Each is in memory until its client has taken the
+#: end, and may have 16 MiB (promise P12).
+_MOST: Final = 128 << 20
 _SERIAL: Final = re.compile(r"[0-9a-f]{32}")
 _BEARER: Final = "bearer "
 _CHALLENGE: Final = 'Bearer realm="ledger entries"'
@@ -48,6 +51,7 @@ class LedgerRoutes:
     def __init__(self, source: LedgerSource, *, entries: Entries = "closed", token: bytes | None = None) -> None:
         self._source = source
         self._access = EntriesAccess(entries, token)
+        self._sending = 0
 
     def routes(self) -> list[web.RouteDef]:
         """GET and HEAD."""
@@ -88,9 +92,17 @@ class LedgerRoutes:
         headers[hdrs.CONTENT_LENGTH] = str(len(content))
         if request.method == hdrs.METH_HEAD:
             return web.Response(headers=headers)
-        return await send_stream(
-            request, headers, size=len(content), first=content[:_PIECE], rest=_pieces(content, _PIECE)
-        )
+        # Who takes bundles slowly keeps nobody from tiles of hashes.
+        held = len(content) if len(content) > _PIECE else 0
+        if held and self._sending + held > _MOST:
+            raise StatusUnavailableError("Too many bundles are being sent.", hint="Try again in a moment.")
+        self._sending += held
+        try:
+            return await send_stream(
+                request, headers, size=len(content), first=content[:_PIECE], rest=_pieces(content, _PIECE)
+            )
+        finally:
+            self._sending -= held
 
     async def _content(self, text: str) -> bytes | None:
         """The tile at ``tile/text``; None when there is none, or that is no path of a tile."""
