@@ -9,7 +9,7 @@ import click
 
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of
-from privyseal_ca.cli.ledger_proofs import proof, verify_proof, vkey
+from privyseal_ca.cli.ledger_proofs import key_text, proof, verify_proof, vkey
 from privyseal_ca.issuance.record import issued_entry
 from privyseal_ca.ledger.audit import Auditor, AuditReport, Expected
 from privyseal_ca.ledger.audit_checkpoints import opened_since
@@ -17,7 +17,6 @@ from privyseal_ca.ledger.entries import decode_entry
 from privyseal_ca.ledger.log import StoredEntry, entries
 from privyseal_ca.ledger.note import MAX_NOTE, Checkpoint
 
-_MAX_VKEY_FILE = 8192
 _MAX_SHOWN = 10_000
 _EXPECTED = re.compile(r"(?P<size>[0-9]{1,15}):(?P<root>[0-9a-f]{64})")
 
@@ -30,19 +29,7 @@ def _expected(text: str) -> Expected:
 
 
 def _key(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
-    """The verification key itself, or what is in a file whose name follows an @."""
-    if text is None or not text.startswith("@"):
-        return text
-    try:
-        with click.open_file(text[1:], "rb") as file:
-            content = bytes(file.read(_MAX_VKEY_FILE + 1))
-        if len(content) <= _MAX_VKEY_FILE:
-            return content.decode().strip()
-    except OSError as error:
-        raise click.BadParameter(f"{text[1:]} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise click.BadParameter(f"{text[1:]} is not text") from error
-    raise click.BadParameter(f"{text[1:]} is too big to hold a key")
+    return None if text is None else key_text(text)
 
 
 @click.group("ledger", cls=Group)

@@ -93,7 +93,7 @@ def verify_proof(invocation: Invocation, verifier_key: str, certificate: Path, r
     Needs no home, no database and no network: the entry is rebuilt from the certificate (the first one in CERT). The exit
     code is 0 only when the receipt proves that the log with this key has that entry.
     """
-    verifier = NoteVerifier.parse(_verifier_key(verifier_key))
+    verifier = NoteVerifier.parse(key_text(verifier_key))
     found = read_certificates(certificate)[0]
     receipt = Receipt.parse(_text(receipt_file, MAX_RECEIPT))
     checkpoint = verify_receipt(receipt, _entry(certificate, found), [verifier])
@@ -132,7 +132,12 @@ def _checkpoint(receipt: Receipt) -> Checkpoint:
     return Checkpoint.parse(receipt.checkpoint.decode().rpartition("\n\n")[0] + "\n")
 
 
-def _verifier_key(text: str) -> str:
+def key_text(text: str) -> str:
+    """The verification key that is ``text``, or that is in a file whose name follows an @.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is too big, or is not UTF-8.
+    """
     return _text(Path(text[1:]), _MAX_VKEY_FILE).strip() if text.startswith("@") else text
 
 

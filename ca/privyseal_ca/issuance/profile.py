@@ -293,3 +293,53 @@ def _parsed(path: str, text: str) -> Profile:
         no_rev_avail=document.no_rev_avail,
         digest=sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest(),
     )
+
+
+def own_profile(
+    name: str,
+    description: str,
+    *,
+    lifetime: int,
+    backdate: int,
+    key_types: Collection[str],
+    extended_key_usage: str,
+    ocsp: bool = False,
+    crl: CrlPointer = "none",
+    ocsp_no_check: bool = False,
+) -> Profile:
+    """A profile of the authority itself: certificates without names, by a common name. No order can ask for it.
+
+    ``extended_key_usage`` is a dotted object identifier. Certificates that name OCSP say where their issuer's certificate is.
+    """
+    content = {
+        "name": name,
+        "lifetime": lifetime,
+        "backdate": backdate,
+        "key_types": sorted(key_types),
+        "extended_key_usage": extended_key_usage,
+        "ocsp": ocsp,
+        "crl": crl,
+        "ocsp_no_check": ocsp_no_check,
+    }
+    return Profile(
+        name=name,
+        description=description,
+        lifetime=lifetime,
+        max_lifetime=lifetime,
+        backdate=backdate,
+        key_types=frozenset(key_types),
+        key_usage=("digitalSignature",),
+        extended_key_usage=(extended_key_usage,),
+        subject="none",
+        san_types=frozenset(),
+        max_names=0,
+        wildcard=False,
+        issuers=(),
+        aia_ca_issuers=ocsp,
+        ocsp=ocsp,
+        crl=crl,
+        no_rev_avail=False,
+        digest=sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest(),
+        nameless=True,
+        ocsp_no_check=ocsp_no_check,
+    )

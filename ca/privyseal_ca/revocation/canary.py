@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Final
 
-import orjson
 import structlog
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,7 +16,7 @@ from privyseal_ca.clock import Clock
 from privyseal_ca.errors import PrivySealError
 from privyseal_ca.issuance.authority import Authority, Requester
 from privyseal_ca.issuance.issuers import Issuer
-from privyseal_ca.issuance.profile import EXTENDED_KEY_USAGES, Profile
+from privyseal_ca.issuance.profile import EXTENDED_KEY_USAGES, Profile, own_profile
 from privyseal_ca.issuance.template import CertificateRequest
 from privyseal_ca.ledger.entries import SERVICE_ACTOR
 from privyseal_ca.revocation.published import Canary
@@ -157,25 +156,13 @@ async def current_canaries(store: Store, clock: Clock) -> Sequence[Canary]:
 
 def canary_profile(lifetime: int) -> Profile:
     """The profile of canaries that live ``lifetime`` seconds."""
-    content = {"name": "canary", "lifetime": lifetime, "backdate": _BACKDATE, "key_type": _KEY_TYPE}
-    return Profile(
-        name="canary",
-        description="Issued in order to be revoked, so that revocations can be watched.",
+    return own_profile(
+        "canary",
+        "Issued in order to be revoked, so that revocations can be watched.",
         lifetime=lifetime,
-        max_lifetime=lifetime,
         backdate=_BACKDATE,
-        key_types=frozenset({_KEY_TYPE}),
-        key_usage=("digitalSignature",),
-        extended_key_usage=(EXTENDED_KEY_USAGES["clientAuth"],),
-        subject="none",
-        san_types=frozenset(),
-        max_names=0,
-        wildcard=False,
-        issuers=(),
-        aia_ca_issuers=True,
+        key_types={_KEY_TYPE},
+        extended_key_usage=EXTENDED_KEY_USAGES["clientAuth"],
         ocsp=True,
         crl="shard",
-        no_rev_avail=False,
-        digest=sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest(),
-        nameless=True,
     )

@@ -10,7 +10,6 @@ from functools import partial
 from hashlib import sha256
 from typing import Final
 
-import orjson
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -20,7 +19,7 @@ from privyseal_ca.errors import PrivySealError
 from privyseal_ca.hsm.signer import PublicKey, SigningKey
 from privyseal_ca.issuance.authority import Authority, Requester
 from privyseal_ca.issuance.issuers import Issuer
-from privyseal_ca.issuance.profile import Profile
+from privyseal_ca.issuance.profile import Profile, own_profile
 from privyseal_ca.issuance.template import MAX_COMMON_NAME, CertificateRequest
 from privyseal_ca.ledger.entries import SERVICE_ACTOR
 from privyseal_ca.policy.keys import key_type
@@ -184,27 +183,13 @@ class Responders:
 
 def responder_profile(lifetime: int) -> Profile:
     """The profile of responders' certificates that live for ``lifetime`` seconds."""
-    content = {"name": PROFILE_NAME, "lifetime": lifetime, "backdate": _BACKDATE}
-    return Profile(
-        name=PROFILE_NAME,
-        description="OCSP responders of this authority",
+    return own_profile(
+        PROFILE_NAME,
+        "OCSP responders of this authority",
         lifetime=lifetime,
-        max_lifetime=lifetime,
         backdate=_BACKDATE,
-        key_types=frozenset({"ec-p256", "ec-p384", "rsa"}),
-        key_usage=("digitalSignature",),
-        extended_key_usage=(_OCSP_SIGNING,),
-        subject="common-name",
-        san_types=frozenset(),
-        max_names=0,
-        wildcard=False,
-        issuers=(),
-        aia_ca_issuers=False,
-        ocsp=False,
-        crl="none",
-        no_rev_avail=False,
-        digest=sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest(),
-        nameless=True,
+        key_types={"ec-p256", "ec-p384", "rsa"},
+        extended_key_usage=_OCSP_SIGNING,
         ocsp_no_check=True,
     )
 
