@@ -11,12 +11,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509 import ocsp
 
 from fakes import issuing
+from fakes.home import MakeSettings
+from fakes.postgresql import copy_to_postgresql
 from fakes.service import FakeClock
 from privyseal_acme.cli import cli
 from privyseal_acme.opening import load_issuers, open_hsm, open_store
@@ -38,6 +41,18 @@ from privyseal_ca.store.issuers import all_issuers, chains
 from privyseal_ca.store.migrate import migrate
 from privyseal_ca.store.ocsp import ResponseRow, find_response
 from privyseal_ca.telemetry.metrics import Metrics
+
+#: For fixtures with a parameter: the databases that a home can have.
+BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
+
+
+def settings_on(request: pytest.FixtureRequest, make_settings: MakeSettings) -> Settings:
+    """The settings of a home whose database is the one that ``request`` names."""
+    made = make_settings()
+    if request.param == "sqlite":
+        return made
+    url = copy_to_postgresql(made.database_url, request.getfixturevalue("postgresql"))
+    return made.model_copy(update={"database": made.database.model_copy(update={"url": url})})
 
 
 @dataclass

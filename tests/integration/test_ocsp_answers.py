@@ -15,8 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from fakes.home import MakeSettings
-from fakes.ocsp_desk import OcspDesk, add_issuer, ocsp_desk
-from fakes.postgresql import copy_to_postgresql
+from fakes.ocsp_desk import BOTH, OcspDesk, add_issuer, ocsp_desk, settings_on
 from privyseal_acme.status_role import _Replaceable
 from privyseal_ca.config import Settings
 from privyseal_ca.ledger.entries import decode_entry
@@ -25,16 +24,10 @@ from privyseal_ca.revocation.ocsp_request import encode_request, parse_request
 from privyseal_ca.revocation.published import OcspAnswer, OcspQuery, OcspStatus
 from privyseal_ca.store.certificates import IntentRow, open_intent
 
-BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
-
 
 @pytest.fixture(params=BOTH)
 def settings(request: pytest.FixtureRequest, make_settings: MakeSettings) -> Settings:
-    made = make_settings()
-    if request.param == "sqlite":
-        return made
-    url = copy_to_postgresql(made.database_url, request.getfixturevalue("postgresql"))
-    return made.model_copy(update={"database": made.database.model_copy(update={"url": url})})
+    return settings_on(request, make_settings)
 
 
 @pytest_asyncio.fixture

@@ -11,9 +11,8 @@ import pytest_asyncio
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from fakes.home import MakeSettings
-from fakes.ocsp_desk import OcspDesk, add_issuer, ocsp_desk
+from fakes.ocsp_desk import BOTH, OcspDesk, add_issuer, ocsp_desk, settings_on
 from fakes.outages import FailingStore, FailingToken
-from fakes.postgresql import copy_to_postgresql
 from privyseal_ca.config import Settings
 from privyseal_ca.errors import SignerUnavailableError, StoreUnavailableError
 from privyseal_ca.revocation.ocsp_ready import _batches
@@ -21,17 +20,12 @@ from privyseal_ca.revocation.published import OcspAnswer, OcspStatus
 from privyseal_ca.store.issuers import find_fact
 from privyseal_ca.store.ocsp import _CONTRADICTED
 
-BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
 DELAY = 60
 
 
 @pytest.fixture(params=BOTH)
 def settings(request: pytest.FixtureRequest, make_settings: MakeSettings) -> Settings:
-    made = make_settings()
-    if request.param == "sqlite":
-        return made
-    url = copy_to_postgresql(made.database_url, request.getfixturevalue("postgresql"))
-    return made.model_copy(update={"database": made.database.model_copy(update={"url": url})})
+    return settings_on(request, make_settings)
 
 
 @pytest_asyncio.fixture
