@@ -47,6 +47,7 @@ want softhsm2 file /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm
 want openssl has openssl
 want curl has curl
 if [ "$mode" = test ]; then
+    want age has age
     want lego has lego
     want uacme has uacme
     want dehydrated has dehydrated
@@ -54,9 +55,15 @@ if [ "$mode" = test ]; then
     want knot file /usr/sbin/knotd
     want postgresql file /usr/lib/postgresql/*/bin/postgres
     want opensc has pkcs11-tool
+    # The PKCS#11 module that fails on command, tests/native/pkcs11_shim.c.
+    want gcc has cc
+    want libc6-dev file /usr/include/stdlib.h
+    want libp11-kit-dev file /usr/include/p11-kit-1/p11-kit/pkcs11.h
     want nginx file /usr/sbin/nginx
     want haproxy file /usr/sbin/haproxy
     want socat has socat
+    want rsyslog file /usr/sbin/rsyslogd
+    want rsyslog-openssl file /usr/lib/*/rsyslog/lmnsd_ossl.so /usr/lib64/rsyslog/lmnsd_ossl.so
     want apache2-bin file /usr/lib/apache2/modules/mod_ssl.so
     want golang-go has go
     want golang-golang-x-crypto-dev file /usr/share/gocode/src/golang.org/x/crypto/ocsp

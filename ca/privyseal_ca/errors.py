@@ -61,6 +61,10 @@ class SignerMisconfiguredError(SignerError):
     """A wrong PIN, a missing key, or attributes that break promise P1. Never tried again without a person."""
 
 
+class PinRefusedError(SignerMisconfiguredError):
+    """The token refused the PIN, or would lock by one more that is wrong. Not tried again in the life of the process."""
+
+
 class PolicyError(PrivySealError):
     """A name, a key or a request that policy or profile does not allow (promise P11)."""
 
@@ -112,3 +116,23 @@ class LintError(PrivySealError):
 
 class LedgerError(PrivySealError):
     """The ledger is not what it must be."""
+
+
+class LedgerBehindError(LedgerError):
+    """The database has less than a checkpoint, a CRL or a witness outside shows that it had (promise P8)."""
+
+
+class BackupError(PrivySealError):
+    """A backup that cannot be made, opened or restored."""
+
+
+class WitnessError(PrivySealError):
+    """A witness did not cosign, or what it is asked for cannot be done."""
+
+
+class SplitViewError(LedgerError):
+    """Two checkpoints of one log that contradict each other: somebody shows different ledgers to different people."""
+
+
+class ExportError(PrivySealError):
+    """Entries could not be handed on."""

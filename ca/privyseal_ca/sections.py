@@ -152,6 +152,12 @@ class HsmSettings(_Section):
         le=300,
         description="First pause before a token that failed is tried again; it doubles up to one minute.",
     )
+    replicas: tuple[str, ...] = Field(
+        (),
+        description="Further tokens that hold the same keys as the issuing token, as RFC 7512 URIs with a module, such as "
+        "`pkcs11:token=issuing-b?module-path=/usr/lib/vendor/libpkcs11.so`. While a token is away, the next one that has the key "
+        "is used. How keys get into both is the matter of the tokens' maker.",
+    )
 
 
 class ValidationSettings(_Section):
@@ -391,8 +397,25 @@ class StatusSettings(_Section):
         return self
 
 
+class WitnessSettings(_Section):
+    """A witness that cosigns this ledger's checkpoints (C2SP tlog-witness)."""
+
+    vkey: str = Field(description="Its verification key for cosignatures, as `privyseal witness vkey` prints it there.")
+    url: str = Field(
+        pattern="^https?://", description="Its submission prefix: checkpoints are sent to `add-checkpoint` below it."
+    )
+    monitoring_url: str = Field(
+        "",
+        pattern="^(https?://.*)?$",
+        description="Its monitoring prefix, where the newest checkpoint that it has cosigned is read. Default: `url`.",
+    )
+
+
 class LedgerSettings(_Section):
-    """What is served of the ledger. Checkpoints, hashes and receipts are open to everybody."""
+    """What is served of the ledger, who cosigns it, and where its newest checkpoint is kept outside.
+
+    Checkpoints, hashes and receipts are open to everybody.
+    """
 
     entries: str = Field(
         "closed",
@@ -406,6 +429,47 @@ class LedgerSettings(_Section):
         description="File with the access token, one line of 32 to 255 characters, readable by its owner only (a relative "
         "file is in the home). Clients send it as `Authorization: Bearer TOKEN`; the plain listener does not encrypt it.",
     )
+
+    witnesses: tuple[WitnessSettings, ...] = Field(
+        (), description="Witnesses that are asked to cosign every checkpoint, each with `vkey` and `url`."
+    )
+    quorum: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="How many witnesses have to cosign a checkpoint. With fewer, a metric and a warning say so.",
+    )
+    quorum_required: bool = Field(
+        False,
+        description="Whether issuance waits while the quorum is missing for longer than `quorum_patience`. Otherwise witnesses "
+        "are never a reason to stop.",
+    )
+    quorum_patience: float = Field(
+        60, gt=0, le=86400, description="How long the quorum may be missing before issuance waits, when it is required."
+    )
+    witness_timeout: float = Field(
+        0.5, gt=0, le=30, description="How long the publication of a checkpoint waits for cosignatures."
+    )
+    outside: tuple[str, ...] = Field(
+        (),
+        description="Where this ledger's newest checkpoint is kept outside: files, or URLs such as that of a folder written by "
+        "`privyseal status publish`. The service does not start while its database is behind one of them. Witnesses are asked "
+        "too. A place that cannot be reached is passed over, unless a backup was restored since the last start.",
+    )
+
+    kept_checkpoint: Path = Field(
+        Path("newest-checkpoint"),
+        description="File in which the service keeps its newest checkpoint (a relative one is in the home). A database that was "
+        "put back to an earlier state is found by it when the service starts: keep it elsewhere than the database's files.",
+    )
+
+    @model_validator(mode="after")
+    def _quorum_can_be_reached(self) -> "LedgerSettings":
+        if self.quorum > len(self.witnesses):
+            raise ValueError("quorum is larger than the number of witnesses")
+        if self.quorum_required and not self.quorum:
+            raise ValueError("quorum_required needs a quorum")
+        return self
 
     @model_validator(mode="after")
     def _token_has_a_file(self) -> "LedgerSettings":

@@ -9,7 +9,7 @@ from privyseal_ca.ceremony.settings_file import FirstSettings, write_settings
 from privyseal_ca.cli.manual import configuration_page
 from privyseal_ca.config import Settings, load_settings
 from privyseal_ca.errors import ConfigurationError
-from privyseal_ca.sections import SPECIAL_USE_SUFFIXES
+from privyseal_ca.sections import SPECIAL_USE_SUFFIXES, WitnessSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -25,6 +25,13 @@ def test_every_setting_is_described() -> None:
     for section, field in Settings.model_fields.items():
         for key in getattr(field.annotation, "model_fields", {}):
             assert f"`PRIVYSEAL_{section}__{key}`".upper() in page.replace("`privyseal", "`PRIVYSEAL").upper()
+
+
+def test_the_keys_of_tables_in_a_list_are_described() -> None:
+    page = configuration_page()
+    for key, field in WitnessSettings.model_fields.items():
+        assert f"  - `{key}` (" in page
+        assert str(field.description) in page
 
 
 def test_every_setting_has_a_description() -> None:

@@ -61,6 +61,10 @@ def _section(name: str, section: type[BaseModel]) -> str:
         variable = "" if name == "policy" else f", `PRIVYSEAL_{name}__{key}`".upper()
         lines.append(f"- **`{key}`** ({_type_of(field)}{variable}): {field.description}")
         lines.append(f"  Default: {_default(field)}.")
+        lines += [
+            f"  - `{part}` ({_type_of(entry)}): {entry.description} {_default_of_part(entry)}"
+            for part, entry in _parts_of(field.annotation).items()
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -79,9 +83,23 @@ def _word(annotation: Any) -> str:
     arguments = [argument for argument in get_args(annotation) if argument not in {NoneType, Ellipsis}]
     if get_origin(annotation) in {Union, UnionType}:
         return " or ".join(dict.fromkeys(_word(argument) for argument in arguments))
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return "tables"
     if get_origin(annotation) is tuple:
         return f"list of {_word(arguments[0])}"
     raise TypeError(f"the manual has no word for {annotation}")
+
+
+def _parts_of(annotation: Any) -> dict[str, FieldInfo]:
+    """The keys of each table in a list of tables; nothing for everything else."""
+    for argument in get_args(annotation) if get_origin(annotation) is tuple else ():
+        if inspect.isclass(argument) and issubclass(argument, BaseModel):
+            return argument.model_fields
+    return {}
+
+
+def _default_of_part(field: FieldInfo) -> str:
+    return "Required." if field.is_required() else f"Default: {_default(field)}."
 
 
 def _default(field: FieldInfo) -> str:

@@ -54,6 +54,12 @@ class Kind(StrEnum):
     REVOCATION_STARTED = "revocation.started"
     REVOCATION_FINISHED = "revocation.finished"
     CRL_PUBLISHED = "crl.published"
+    SETTINGS_CHANGED = "settings.changed"
+    POLICY_CHANGED = "policy.changed"
+    PROFILE_CHANGED = "profile.changed"
+    BACKUP_MADE = "backup.made"
+    AUTHORITY_RESTORED = "authority.restored"
+    REVOCATION_RESTORED = "revocation.restored"
 
 
 SERVICE_ACTOR = "service"
