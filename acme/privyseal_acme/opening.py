@@ -19,7 +19,7 @@ from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.hsm.signer import WrappingKey
 from privyseal_ca.hsm.softhsm import use_embedded
 from privyseal_ca.hsm.uri import KeyUri
-from privyseal_ca.issuance.issuers import Issuer, IssuerSet, make_issuer, served_chains
+from privyseal_ca.issuance.issuers import Issuer, IssuerSet, certified_key, make_issuer, served_chains
 from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.profile import load_profiles as read_profiles
@@ -49,7 +49,13 @@ def open_hsm(settings: Settings) -> Hsm:
         )
 
     use_embedded(settings.home, os.environ)
-    return Hsm(pins=pin, queue=settings.hsm.queue, timeout=settings.hsm.timeout, retry_after=settings.hsm.retry_after)
+    return Hsm(
+        pins=pin,
+        queue=settings.hsm.queue,
+        timeout=settings.hsm.timeout,
+        retry_after=settings.hsm.retry_after,
+        replicas=settings.hsm.replicas,
+    )
 
 
 def open_store(settings: Settings) -> Store:
@@ -59,7 +65,10 @@ def open_store(settings: Settings) -> Store:
 
 
 async def load_issuers(store: Store, hsm: Hsm, settings: Settings) -> IssuerSet:
-    """Every active issuer with its key opened and its attributes read back (promise P1), and what retired ones need."""
+    """Every active issuer with its key opened and its attributes read back (promise P1), and what retired ones need.
+
+    An issuer whose token is away is there all the same: its key is opened and checked when the token comes.
+    """
     rows = await store.read(lambda tx: [(row, chains(tx, row.id)) for row in all_issuers(tx)])
     *former, (first_shard, base_url) = await store.write(lambda tx: take_base(tx, settings.server.public_http))
 
@@ -72,7 +81,8 @@ async def load_issuers(store: Store, hsm: Hsm, settings: Settings) -> IssuerSet:
             first_shard=first_shard,
             former=tuple(former),
         )
-        return make_issuer(row, pems, await hsm.open_signing_key(row.key_uri), pointers=pointers)
+        key = await hsm.open_signing_key(row.key_uri, public_key=certified_key(pems))
+        return make_issuer(row, pems, key, pointers=pointers)
 
     issuers = [await opened(row, pems) for row, pems in rows if row.state == "active"]
     if not issuers:

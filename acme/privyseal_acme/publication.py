@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import structlog
+from cryptography import x509
 
 from privyseal_acme.background import begin, repeat
 from privyseal_acme.flow.blocked import BlockedAccounts
@@ -16,7 +17,7 @@ from privyseal_acme.readiness import status_reason
 from privyseal_ca.ceremony.responders import responder_keys
 from privyseal_ca.errors import SignerMisconfiguredError
 from privyseal_ca.hsm.pkcs11 import Hsm
-from privyseal_ca.hsm.signer import SigningKey
+from privyseal_ca.hsm.signer import SigningKey, as_public_key
 from privyseal_ca.ledger.entries import SERVICE_ACTOR
 from privyseal_ca.revocation.anchors import ended_issuers
 from privyseal_ca.revocation.canary import Canaries
@@ -27,6 +28,7 @@ from privyseal_ca.revocation.published import Watched
 from privyseal_ca.revocation.publisher import CrlPublisher
 from privyseal_ca.revocation.responders import Responders
 from privyseal_ca.revocation.stored_crls import StoredCrls
+from privyseal_ca.store.ocsp import all_responders
 from privyseal_ca.web.status import Anchors
 from privyseal_ca.web.watcher import Watcher
 
@@ -202,12 +204,15 @@ async def _open_keys(context: Context, hsm: Hsm) -> Mapping[str, SigningKey]:
         actor=SERVICE_ACTOR,
         correlation=new_id(context.random_bytes(16)),
     )
+    rows = await context.store.read(all_responders)
+    certified = {row.issuer_id: x509.load_der_x509_certificate(row.der).public_key() for row in rows if row.der}
     active = {issuer.id for issuer in context.authority.issuers}
     keys: dict[str, SigningKey] = {}
     for issuer in context.authority.issuers.answering:
         if issuer.id in uris:
             try:
-                keys[issuer.id] = await hsm.open_signing_key(uris[issuer.id])
+                public_key = as_public_key(certified.get(issuer.id))
+                keys[issuer.id] = await hsm.open_signing_key(uris[issuer.id], public_key=public_key)
             except SignerMisconfiguredError as error:
                 if issuer.id in active:
                     raise

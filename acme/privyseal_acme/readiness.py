@@ -7,9 +7,10 @@ from typing import Final
 from privyseal_acme.flow.context import Context
 from privyseal_ca.clock import Clock, rfc3339
 from privyseal_ca.errors import PrivySealError
-from privyseal_ca.hsm.pkcs11 import Hsm
+from privyseal_ca.hsm.pkcs11 import Hsm, TokenState
 from privyseal_ca.ledger.log import lock_head
 from privyseal_ca.revocation.published import CrlSource, PublishedCrl, scope_name
+from privyseal_ca.telemetry.metrics import Metrics
 from privyseal_ca.web.status import Readiness
 from privyseal_ca.web.watcher import Watcher
 
@@ -20,20 +21,31 @@ Check = Callable[[], Awaitable[Readiness]]
 
 
 def readiness_check(
-    context: Context, hsm: Hsm, status: Callable[[], str], refused: Callable[[], str] = lambda: ""
+    context: Context,
+    hsm: Hsm,
+    status: Callable[[], str],
+    refused: Callable[[], str] = lambda: "",
+    overdue: Callable[[], str] = lambda: "",
 ) -> Check:
     """A check whether token, database and ledger can be used (promise P7), whose result the metrics show too.
 
     ``status`` gives the reason why revocation cannot be relied upon, such as :func:`status_reason`. It is shown as the part
     ``status`` and does not count: a public URL that cannot be reached is no reason to send ACME clients away. ``refused`` is
-    why the ledger is not what was signed, or empty: a ledger that was changed counts as one that is not there.
+    why the ledger is not what was signed, or empty: a ledger that was changed counts as one that is not there. ``overdue`` is
+    why there is no new checkpoint although the ledger is what it must be: that is the part ``checkpoints``, which does not count.
+
+    With ``hsm.replicas``, what is wrong with any of the tokens is shown as the part ``redundancy``. It does not count while
+    one of them has each key.
     """
     store, issuers = context.store, context.authority.issuers
 
     async def check() -> Readiness:
         key = database = ledger = ""
-        if not all(issuer.key.available for issuer in issuers):
-            key = "a token with an issuer's key is away"
+        away = [issuer.identity.name for issuer in issuers if not issuer.key.available]
+        if away:
+            # A refused PIN or key needs a person, who has to know why.
+            why = " ".join(token.reason for token in hsm.tokens() if token.reason)
+            key = f"the token with the key of {' and '.join(away)} is away{': ' if why else ''}{why}"
         else:
             try:
                 await hsm.probe()
@@ -47,12 +59,22 @@ def readiness_check(
             database, ledger = error.message, "not reachable"
         except TimeoutError:
             database, ledger = "the database does not answer", "not reachable"
-        parts = {"token": key, "database": database, "ledger": ledger, "status": status()}
+        parts = {"token": key, "database": database, "ledger": ledger, "status": status(), "checkpoints": overdue()}
+        tokens = hsm.tokens()
+        if hsm.replicated:
+            parts["redundancy"] = " ".join(f"{token.uri}: {token.reason}" for token in tokens if token.reason)
         for part, reason in parts.items():
             context.metrics.ready.labels(part).set(0 if reason else 1)
-        return Readiness(parts, advisory=frozenset({"status"}))
+        _show(context.metrics, tokens)
+        return Readiness(parts, advisory=frozenset({"status", "redundancy", "checkpoints"}))
 
     return _one_at_a_time(check)
+
+
+def _show(metrics: Metrics, tokens: Iterable[TokenState]) -> None:
+    for token in tokens:
+        metrics.token_up.labels(token.uri).set(1 if token.up else 0)
+        metrics.token_keys.labels(token.uri).set(token.signing)
 
 
 def status_reason(

@@ -24,6 +24,8 @@ from privyseal_acme.status_role import status_running, waiting
 from privyseal_ca.config import ROOTS_FILE, Settings
 from privyseal_ca.errors import (
     DatabaseInUseError,
+    LedgerBehindError,
+    PinRefusedError,
     PrivySealError,
     ServiceLockLostError,
     SignerUnavailableError,
@@ -97,7 +99,8 @@ async def _serve_until_stopped(
     """Serve until SIGTERM or SIGINT.
 
     A token, a database server or a folder that is away at the start is waited for inside ``wait``: after the machine's own
-    start they may come last.
+    start they may come last. A token that refused the PIN is not asked again: what was published is served until a person has
+    put that right, and stops and starts the process.
 
     Raises:
         PrivySealError: the home cannot be used as it is, or another service has its database.
@@ -125,7 +128,8 @@ async def _serve(settings: Settings, stop: asyncio.Event, ready: Callable[[Servi
     async with AsyncExitStack() as stack:
         try:
             service = await stack.enter_async_context(running(settings))
-        except SignerUnavailableError as error:
+        except (SignerUnavailableError, PinRefusedError) as error:
+            # Whoever starts an ended service anew would have the next process try a refused PIN, until the token locks.
             raise _AwayError("token", error) from error
         except StoreUnavailableError as error:
             # A file that is not there stays away; a database server that is not there may just be starting as well.
@@ -155,7 +159,8 @@ async def _serve_status(
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(status_running(settings, folder=folder))
-        except StoreUnavailableError as error:
+        except (StoreUnavailableError, LedgerBehindError) as error:
+            # A replica of the database may follow; one that was put back may be settled.
             raise _AwayError("database", error) from error
         except StatusUnavailableError as error:
             raise _AwayError("folder", error) from error

@@ -19,7 +19,7 @@ from privyseal_ca.errors import ConfigurationError, NameRefusedError
 from privyseal_ca.identifiers import Identifier, parse_dns, parse_ip
 from privyseal_ca.issuance.authority import Authority, Requester
 from privyseal_ca.issuance.constraints import is_permitted
-from privyseal_ca.issuance.issuers import chain_pem
+from privyseal_ca.issuance.issuers import Issuer, chain_pem
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.template import CertificateRequest
 from privyseal_ca.ledger.entries import SERVICE_ACTOR
@@ -43,7 +43,7 @@ class ServerTls:
         self._clock = clock
         self._metrics = metrics
         self._names = self._permitted(server_names(settings))
-        self._renew_at = 0.0
+        self._not_before = self._renew_at = 0.0
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_alpn_protocols(["http/1.1"])
@@ -81,7 +81,11 @@ class ServerTls:
         )
         requester = Requester(actor=SERVICE_ACTOR, correlation=new_id(os.urandom(16)), purpose="server-tls")
         row = await self._authority.issue(
-            request, requester, claim=lambda _: None, complete=lambda _transaction, _row: None
+            request,
+            requester,
+            claim=lambda _: None,
+            complete=lambda _transaction, _row: None,
+            issuer=self._issuer(),
         )
         chain = self._authority.issuers.chains(row.issuer_id)[0]
         password = os.urandom(32)
@@ -91,9 +95,22 @@ class ServerTls:
             serialization.BestAvailableEncryption(password),
         )
         load_chain(self.context, chain_pem(row.der, chain).encode() + key_pem, password)
+        self._not_before = row.not_before
         self._renew_at = now + (row.not_after - now) * 2 / 3
         self._metrics.tls_not_after.set(row.not_after)
         _log.info("server certificate in use", serial=row.serial, not_after=row.not_after)
+
+    def _issuer(self) -> Issuer:
+        """The usual issuer, or another while its token is away: without a certificate there is no listener at all."""
+        issuers = self._authority.issuers
+        usual = issuers.choose(self._profile, _KEY_TYPE)
+        able = [
+            issuer
+            for issuer in (usual, *issuers.allowed(self._profile))
+            if issuer.key.available
+            and all(is_permitted(name, issuer.identity.name_constraints) for name in self._names)
+        ]
+        return able[0] if able else usual
 
     async def renew_if_due(self) -> bool:
         """Renew at two thirds of the lifetime; whether that was done.
@@ -101,7 +118,8 @@ class ServerTls:
         Raises:
             PrivySealError: as :meth:`renew`. The certificate in use stays in use, and the next call tries again.
         """
-        if self._clock.now() < self._renew_at:
+        # One from before a clock stepped back is not valid yet for anybody else.
+        if self._not_before <= self._clock.now() < self._renew_at:
             return False
         await self.renew()
         return True

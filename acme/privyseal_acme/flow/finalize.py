@@ -28,6 +28,7 @@ from privyseal_ca.errors import (
     KeyRefusedError,
     PrivySealError,
     SignatureUncertainError,
+    SignerMisconfiguredError,
     SignerUnavailableError,
     StoreError,
 )
@@ -85,6 +86,9 @@ class IssuanceDesk:
         # Whoever meets another finalize of the order waits for that one: one issuance at a time for one order (P4).
         task = self._working.get(view.row.id)
         if task is None:
+            if len(self._working) >= self._context.settings.hsm.queue:
+                # Before anything is claimed: the order stays ready, and no serial is spent on a queue that is full (P12).
+                raise try_again("Too many orders wait for the signing token. Finalize the order again later.")
             task = self._work(view.row.id, self._issue(view.row, csr, account.actor, correlation, request, claim))
         await asyncio.wait({task}, timeout=self._context.settings.acme.finalize_wait)
         if task.done() and not task.cancelled() and isinstance(error := task.exception(), StoreError | Problem):
@@ -94,19 +98,24 @@ class IssuanceDesk:
             raise try_again("The database has not taken the request yet. Finalize the order again.", seconds=1)
         if view.row.csr != csr and view.row.state != "invalid":
             raise Problem("orderNotReady", "The order was finalized by another request, or is not ready any more.")
+        if view.row.state == "processing" and task.done():
+            self._wake.set()
         return view
 
     async def run(self) -> None:
         """Take up, for ever, whatever orders were left processing (P4 at start, P5 later)."""
         while True:
+            # While orders wait for the token it is asked as often as its breaker lets it be.
+            pause = min(_DRAIN_PAUSE, self._context.settings.hsm.retry_after)
             try:
-                await self._drain()
+                if not await self._drain():
+                    pause = _DRAIN_PAUSE
             except StoreError as error:
                 _log.info("orders wait for the database", error=str(error))
             except Exception:  # noqa: BLE001 (the orders that wait have nobody else)
                 _log.exception("orders not taken up")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _DRAIN_PAUSE)
+                await asyncio.wait_for(self._wake.wait(), pause)
             self._wake.clear()
 
     async def close(self, grace: float) -> None:
@@ -119,12 +128,17 @@ class IssuanceDesk:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _drain(self) -> None:
+    async def _drain(self) -> bool:
+        """Take up what can be issued now; whether orders are left that wait for the token."""
         context = self._context
         count = await context.store.read(orders.count_processing)
         context.metrics.parked.set(max(0, count - len(self._working)))
-        if not count or not self._can_issue():
-            return
+        if not count or self._refused():
+            return False
+        if not self._can_issue():
+            await self._look_after_tokens()
+        if not self._can_issue():
+            return True
         await context.authority.close_intents()
         urgent = await context.store.read(_most_urgent)
         # The first goes alone: a token that is back and still cannot sign costs one serial, not one for each order.
@@ -136,6 +150,14 @@ class IssuanceDesk:
             urgent, first = urgent[first:], _DRAIN_AT_ONCE
         if count > _DRAIN:
             self._wake.set()
+        return not self._can_issue()
+
+    async def _look_after_tokens(self) -> None:
+        """Reconnect to tokens whose pause is over: work that signs nothing costs no serial when they are still away."""
+        for issuer in self._context.authority.issuers:
+            if not issuer.key.available:
+                with suppress(SignerUnavailableError, SignerMisconfiguredError, SignatureUncertainError):
+                    await issuer.key.run(lambda _: None)
 
     def _can_issue(self) -> bool:
         return not self._refused() and any(issuer.key.available for issuer in self._context.authority.issuers)

@@ -54,6 +54,7 @@ def make_hsm(pins: Callable[[KeyUri], Pin], settings: Settings) -> Hsm:
         queue=settings.hsm.queue,
         timeout=settings.hsm.timeout,
         retry_after=settings.hsm.retry_after,
+        replicas=settings.hsm.replicas,
     )
 
 

@@ -24,6 +24,7 @@ from privyseal_ca.cli.text import moment, table, when
 from privyseal_ca.config import ROOTS_FILE, Settings
 from privyseal_ca.errors import ConfigurationError
 from privyseal_ca.hsm.attributes import KeyAlgorithm
+from privyseal_ca.hsm.places import places_of, plain, read_replicas
 from privyseal_ca.hsm.uri import KeyUri
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import IssuerRow, all_issuers, chains
@@ -74,19 +75,25 @@ def list_command(invocation: Invocation) -> None:
 @click.argument("name")
 @pass_invocation
 def show(invocation: Invocation, name: str) -> None:
-    """Show a CA: its key, what the token said about it, and its chains."""
+    """Show a CA: its key and where it is, what the token said about it, and its chains."""
 
     def unit(transaction: Transaction) -> Found:
         row = require_issuer(transaction, name)
         return row, chains(transaction, row.id)
 
     async def work() -> Found:
-        async with opened_store(settings_of(invocation)) as store:
+        async with opened_store(settings) as store:
             return await store.read(unit)
 
+    settings = settings_of(invocation)
     row, pems = run(work())
     members = _document(row, pems)
-    lines = [f"{key:<12} {value}" for key, value in members.items() if key not in {"chains", "csr", "attestation"}]
+    places = places_of(KeyUri.parse(row.key_uri), read_replicas(settings.hsm.replicas))
+    # The replicas as the settings name them; `privyseal doctor` looks into them.
+    members["key_uris"] = [plain(place) for place in places]
+    hidden = {"chains", "csr", "attestation", "key_uris"}
+    lines = [f"{key:<12} {value}" for key, value in members.items() if key not in hidden]
+    lines += [f"{'replica':<12} {uri}" for uri in members["key_uris"][1:]]
     lines += [f"{key:<24} {value}" for key, value in members["attestation"]["attributes"].items()]
     lines += [pem.rstrip() for pem in pems] or [members["csr"].rstrip()]
     invocation.result(members, "\n".join(lines))

@@ -4,8 +4,8 @@ Everything here runs on a module's one thread (:mod:`privyseal_ca.hsm.worker`) a
 token does; :mod:`privyseal_ca.hsm.faults` says what follows from each.
 """
 
-import ctypes
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pkcs11 import Attribute, GCMParams, KeyType, Mechanism, MechanismFlag, Obje
 from pkcs11 import exceptions as codes
 
 from privyseal_ca.errors import SignerError, SignerMisconfiguredError
+from privyseal_ca.hsm import functions
 from privyseal_ca.hsm.attributes import READ_BACK, SIGNING, WRAPPING, KeyAlgorithm
 from privyseal_ca.hsm.keys import Scheme
 from privyseal_ca.hsm.pin import Pin
@@ -27,7 +28,6 @@ __all__ = ["CryptokiError", "codes"]
 CryptokiError = pkcs11.PKCS11Error
 
 # python-pkcs11 builds the classes of its objects at run time, by what each object can do; types of ours would be a guess.
-Library = Any
 Token = Any
 Session = Any
 Key = Any
@@ -77,9 +77,57 @@ _MECHANISMS: Mapping[Scheme, dict[str, Any]] = {
 }
 
 
+class Library:
+    """A loaded module that is initialised, or can be.
+
+    python-pkcs11 keeps to itself whether it is: after a C_Finalize that failed it would refuse to go on for good.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._library = pkcs11.lib(str(path))
+        except CryptokiError as error:
+            if type(error) is not CryptokiError:  # it was loaded, and may be half initialised
+                with suppress(SignerError):
+                    functions.ModuleFunctions(path).finalize()
+            raise
+        self._functions = functions.ModuleFunctions(path)
+        self._initialise()  # an earlier end that failed may have left it either way
+
+    def get_slots(self, *, token_present: bool) -> list[Any]:
+        """C_GetSlotList."""
+        return list(self._library.get_slots(token_present=token_present))
+
+    def init_token(self, slot: int, so_pin: Pin, label: str) -> int:
+        """C_InitToken, and the CKR_ it gives."""
+        return self._functions.init_token(slot, so_pin.reveal().encode(), label)
+
+    def reinitialize(self) -> None:
+        """End the module and begin anew; one that does not end is used as it is."""
+        try:
+            self.finalize()
+        except CryptokiError:
+            self._initialise()
+        else:
+            self._library.initialize()
+
+    def finalize(self) -> None:
+        """C_Finalize, which ends every session."""
+        result = self._functions.finalize()
+        if result not in {functions.OK, functions.NOT_INITIALIZED}:
+            raise codes.GeneralError(f"C_Finalize: CKR 0x{result:X}")
+        with suppress(CryptokiError):  # python-pkcs11 asks the module once more, and so learns that it has ended
+            self._library.finalize()
+
+    def _initialise(self) -> None:
+        result = self._functions.initialize()
+        if result not in {functions.OK, functions.ALREADY_INITIALIZED}:
+            raise codes.GeneralError(f"C_Initialize: CKR 0x{result:X}")
+
+
 def load(path: Path) -> Library:
     """The module at ``path``, initialised."""
-    return pkcs11.lib(str(path))
+    return Library(path)
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------
@@ -117,6 +165,11 @@ def has_user_pin(token: Token) -> bool:
     return TokenFlag.USER_PIN_INITIALIZED in token.flags
 
 
+def one_try_left(token: Token) -> bool:
+    """Whether the token would be locked by one more wrong PIN, or is already, as far as it tells."""
+    return bool(token.flags & (TokenFlag.USER_PIN_FINAL_TRY | TokenFlag.USER_PIN_LOCKED))
+
+
 def open_session(token: Token, pin: Pin) -> Session:
     """A session on which the user is logged in. The login is the whole application's (PKCS#11 section 5.6)."""
     try:
@@ -126,7 +179,7 @@ def open_session(token: Token, pin: Pin) -> Session:
 
 
 def initialise_token(library: Library, path: Path, label: str, so_pin: Pin) -> None:
-    """C_InitToken on the first slot whose token is blank. python-pkcs11 does not offer that call.
+    """C_InitToken on the first slot whose token is blank.
 
     Raises:
         SignerMisconfiguredError: no token is blank, or the token refuses.
@@ -136,10 +189,8 @@ def initialise_token(library: Library, path: Path, label: str, so_pin: Pin) -> N
         raise SignerMisconfiguredError(
             f"No blank token is left in {path}.", hint="Add one with the maker's tool, or name a token that is set up."
         )
-    result = _init_token_function(path)(
-        blank.slot.slot_id, so_pin.reveal().encode(), len(so_pin.reveal().encode()), label.encode().ljust(32)
-    )
-    if result != 0:
+    result = library.init_token(blank.slot.slot_id, so_pin, label)
+    if result != functions.OK:
         raise SignerMisconfiguredError(
             f"The token in slot {blank.slot.slot_id} cannot be initialised (CKR 0x{result:X}).",
             hint="Look the code up in PKCS#11 section 5.1; 0xA0 to 0xA4 are about the PIN.",
@@ -176,21 +227,6 @@ def _tokens(library: Library) -> list[Token]:
         except (codes.TokenNotPresent, codes.TokenNotRecognised):
             continue
     return tokens
-
-
-class _FunctionList(ctypes.Structure):
-    """The start of CK_FUNCTION_LIST (PKCS#11 section 4.6): a version and pointers, C_InitToken the tenth."""
-
-    _fields_ = (("version", ctypes.c_ubyte * 2), ("functions", ctypes.c_void_p * 10))
-
-
-def _init_token_function(path: Path) -> Any:
-    """C_InitToken of the module, which is loaded and initialised already: this gives the same copy of it."""
-    functions = ctypes.POINTER(_FunctionList)()
-    if ctypes.CDLL(str(path)).C_GetFunctionList(ctypes.byref(functions)) != 0:
-        raise SignerError(f"{path} does not give its functions.", hint="It is no PKCS#11 module.")
-    address = functions.contents.functions[9]
-    return ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_ulong, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)(address)
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A key that is open: found in its token, checked against promise P1, and found and checked anew after each reconnect."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,6 +11,8 @@ from privyseal_ca.hsm.attributes import KeyAttestation, algorithm_of, require_pr
 from privyseal_ca.hsm.signer import PublicKey
 from privyseal_ca.hsm.token import Token
 from privyseal_ca.hsm.uri import KeyUri
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -40,12 +43,33 @@ class HeldKey:
         self._key: cryptoki.Key | None = None
         self._epoch = -1
         self._missing = False
+        self._expected = False
         self._refused: SignerMisconfiguredError | None = None
 
     @property
     def usable(self) -> bool:
         """Whether the key was there when last looked for, and is one that may be used."""
         return self._refused is None and not self._missing and self.token.available
+
+    @property
+    def missing(self) -> bool:
+        """Whether the key was not there when last looked for."""
+        return self._missing
+
+    @property
+    def found(self) -> bool:
+        """Whether the key was there and checked when last looked for."""
+        return self._epoch >= 0 and not self._missing and self._refused is None
+
+    def expect(self, public_key: PublicKey) -> None:
+        """Take no other key than ``public_key`` for this one, which may not have been looked for yet."""
+        self._expected = True
+        self.public_key = public_key
+
+    def refuse(self, error: SignerMisconfiguredError) -> None:
+        """Never use the key again in the life of the process, because of ``error``."""
+        self._refused = SignerMisconfiguredError(error.message, hint=error.hint)
+        _log.error("%s", error)
 
     def refuse_if_unusable(self) -> None:
         """Fail at once where the token need not be asked.
@@ -133,9 +157,20 @@ class HeldKey:
         try:
             self._check(session, key)
         except SignerMisconfiguredError as error:
-            self._refused = SignerMisconfiguredError(error.message, hint=error.hint)
+            self.refuse(error)
             raise
         self._key, self._epoch = key, self.token.epoch
+
+    def _another(self) -> SignerMisconfiguredError:
+        if self._expected:
+            return SignerMisconfiguredError(
+                f"The key {self.uri} is another one than the key of that name that this authority uses.",
+                hint="Find out which of its tokens has the right key, and replicate it from there; then restart.",
+            )
+        return SignerMisconfiguredError(
+            f"The key {self.uri} is another one than when it was opened.",
+            hint="Find out who changed the token before anything is signed again.",
+        )
 
     def _check(self, session: cryptoki.Session, key: cryptoki.Key) -> None:
         attributes = cryptoki.read_attributes(key)
@@ -143,9 +178,6 @@ class HeldKey:
         if self._kind.public_half is not None:
             public_key = self._kind.public_half(session, key)
             if self.public_key is not None and public_key != self.public_key:
-                raise SignerMisconfiguredError(
-                    f"The key {self.uri} is another one than when it was opened.",
-                    hint="Find out who changed the token before anything is signed again.",
-                )
+                raise self._another()
             self.public_key = public_key
         self.attributes = attributes

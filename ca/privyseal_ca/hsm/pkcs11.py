@@ -2,30 +2,35 @@
 
 ::
 
-    Hsm -> TokenSigningKey, TokenWrappingKey      what the authority holds
-        -> HeldKey -> Token -> Module -> Worker   found and checked; session, login, breaker; generation; thread
+    Hsm -> FailoverSigningKey, FailoverWrappingKey    a key that several tokens hold
+        -> TokenSigningKey, TokenWrappingKey      a key in one token
+        -> Place -> HeldKey -> Token -> Module -> Worker   found and checked; session, login, breaker; generation; thread
                             -> cryptoki           the only import of python-pkcs11
 """
 
+import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from privyseal_ca.errors import ConfigurationError, SignerMisconfiguredError, SignerUnavailableError
+from privyseal_ca.errors import ConfigurationError, SignerError, SignerMisconfiguredError, SignerUnavailableError
 from privyseal_ca.hsm import cryptoki
 from privyseal_ca.hsm.attributes import KeyAlgorithm, KeyAttestation
+from privyseal_ca.hsm.failover import FailoverSigningKey, FailoverWrappingKey, Member, WrappingMember, together
 from privyseal_ca.hsm.held import SIGNING, WRAPPING, HeldKey, Kind
 from privyseal_ca.hsm.modules import PROCESS, Module, Modules
 from privyseal_ca.hsm.pin import Pin
+from privyseal_ca.hsm.places import Place, TokenState, places_of, read_replicas, states
+from privyseal_ca.hsm.signer import PublicKey, SigningKey, WrappingKey
 from privyseal_ca.hsm.signing import TokenSigningKey
 from privyseal_ca.hsm.token import Token
 from privyseal_ca.hsm.uri import KeyUri
 from privyseal_ca.hsm.worker import Start
 from privyseal_ca.hsm.wrapping import TokenWrappingKey
 
-__all__ = ["Hsm", "KeyAlgorithm", "KeyAttestation"]
+__all__ = ["Hsm", "KeyAlgorithm", "KeyAttestation", "TokenState"]
 
 T = TypeVar("T")
 
@@ -40,8 +45,15 @@ class Hsm:
     requests may wait for one module, ``timeout`` how many seconds each of them may, ``retry_after`` the first pause in
     seconds after a token failed. ``random`` gives random octets. Nothing is loaded before the first call.
 
+    ``replicas`` are further tokens that hold the same keys (setting ``hsm.replicas``): every key that is opened is used in
+    the token that its URI names and, while that fails, in the first of them that has it. Keys are generated, found and
+    attested only in the token that is named.
+
+    Raises:
+        ConfigurationError: ``replicas`` are not tokens with modules, each named once.
+
     Every method raises:
-        ConfigurationError: the URI is malformed, or names no module.
+        ConfigurationError: the URI is malformed or names no module, or the replicas are only the token that it names.
         SignerUnavailableError: the token is away, or there is no such token.
         SignerMisconfiguredError: the PIN is missing or refused, the key is missing or breaks promise P1, or the token
             refuses what it is asked.
@@ -56,7 +68,9 @@ class Hsm:
         retry_after: float,
         random: Callable[[int], bytes] = os.urandom,
         modules: Modules = PROCESS,
+        replicas: Sequence[str] = (),
     ) -> None:
+        self._replicas = read_replicas(replicas)
         self._pins = pins
         self._queue = queue
         self._timeout = timeout
@@ -65,24 +79,56 @@ class Hsm:
         self._loader = modules
         self._modules: dict[Path, Module] = {}
         self._tokens: dict[str, Token] = {}
-        self._held: dict[str, HeldKey] = {}
+        self._open: dict[str, list[Place]] = {}
+        self._to_compare: dict[str, FailoverWrappingKey] = {}
         self._closed = False
 
-    async def open_signing_key(self, uri: str) -> TokenSigningKey:
-        """The private key that ``uri`` names, found and checked."""
-        held = self._key(uri, SIGNING)
-        await self._ask(held.token, held.ready)
-        if held.public_key is None:
-            raise SignerMisconfiguredError(f"The key {uri} has no public half.", hint="Restore it in the token.")
-        self._held[str(held.uri)] = held
-        return TokenSigningKey(held, held.public_key, timeout=self._timeout, limit=self._queue)
+    @property
+    def replicated(self) -> bool:
+        """Whether keys may be in more than one token."""
+        return bool(self._replicas)
 
-    async def open_wrapping_key(self, uri: str) -> TokenWrappingKey:
-        """The secret key that ``uri`` names, found and checked."""
-        held = self._key(uri, WRAPPING)
-        await self._ask(held.token, held.ready)
-        self._held[str(held.uri)] = held
-        return TokenWrappingKey(held, random=self._random, timeout=self._timeout, limit=self._queue)
+    async def open_signing_key(self, uri: str, *, public_key: PublicKey | None = None) -> SigningKey:
+        """The private key that ``uri`` names, found and checked.
+
+        With replicas, one token that has the key is enough; the others are looked at when they are needed, or by
+        :meth:`probe`. Where its ``public_key`` is known, no token need be there now: the key can be used when one comes. Of
+        several tokens none is used that has another key.
+        """
+        places = self._places(uri, SIGNING)
+        if public_key is not None and len(places) > 1:
+            for place in places:
+                place.held.expect(public_key)
+        try:
+            public_key = (await self._find(places)).held.public_key
+        except SignerUnavailableError:
+            if public_key is None:
+                raise
+        if public_key is None:
+            raise SignerMisconfiguredError(f"The key {uri} has no public half.", hint="Restore it in the token.")
+        members = []
+        for place in places:
+            if place.held.public_key is None:
+                place.held.expect(public_key)
+            key = TokenSigningKey(place.held, public_key, timeout=self._timeout, limit=self._queue)
+            members.append(Member(place, key))
+        self._open[str(places[0].held.uri)] = places
+        return members[0].key if len(members) == 1 else FailoverSigningKey(members)
+
+    async def open_wrapping_key(self, uri: str) -> WrappingKey:
+        """The secret key that ``uri`` names, found and checked in one token at least."""
+        places = self._places(uri, WRAPPING)
+        await self._find(places)
+        members = []
+        for place in places:
+            key = TokenWrappingKey(place.held, random=self._random, timeout=self._timeout, limit=self._queue)
+            members.append(WrappingMember(place, key))
+        name = str(places[0].held.uri)
+        self._open[name] = places
+        if len(members) == 1:
+            return members[0].key
+        self._to_compare[name] = FailoverWrappingKey(members, random=self._random)
+        return self._to_compare[name]
 
     async def find_key(self, uri: str) -> KeyAttestation | None:
         """What the token says of a private key, or ``None`` when there is no such key."""
@@ -111,6 +157,7 @@ class Hsm:
             SignerMisconfiguredError: also when the label is taken.
         """
         uri = replace(KeyUri.parse(token_uri).token_uri, object=label, id=key_id, type="private")
+        places_of(uri, self._replicas)  # what could not be opened afterwards is not made
         held = self._key(str(uri), SIGNING)
         await self._generate(
             held.token, label, lambda t: cryptoki.generate_signing_key(t, algorithm, label, key_id), unfinished=key_id
@@ -125,6 +172,7 @@ class Hsm:
             SignerMisconfiguredError: also when the label is taken.
         """
         uri = replace(KeyUri.parse(token_uri).token_uri, object=label, id=key_id, type="secret-key")
+        places_of(uri, self._replicas)
         held = self._key(str(uri), WRAPPING)
         await self._generate(held.token, label, lambda t: cryptoki.generate_wrapping_key(t, label, key_id))
         await self._ask(held.token, held.ready)
@@ -152,17 +200,24 @@ class Hsm:
         """Ask every open key's token whether it still has it. Costs some microseconds each, and signs nothing.
 
         A token that is away is tried again when its pause is over, so that calling this now and then brings it back
-        without a request having to. Raises the first failure, after all have been asked.
+        without a request having to. Raises the first failure of a key that no token has now, after all have been asked.
         """
-        failures: list[Exception] = []
-        for held in list(self._held.values()):
-            try:
-                held.refuse_if_unusable()
-                await self._ask(held.token, held.probe)
-            except (SignerUnavailableError, SignerMisconfiguredError) as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
+        keys = list(self._open.values())
+        by_token: dict[int, list[Place]] = {}
+        for place in (place for places in keys for place in places):
+            by_token.setdefault(id(place.held.token), []).append(place)
+        # One that hangs keeps nobody from looking after the others.
+        await asyncio.gather(*(_probe(places) for places in by_token.values()))
+        for key in list(self._to_compare.values()):
+            await key.compare()
+        for places in keys:
+            errors = [place.error for place in places if place.error is not None]
+            if len(errors) == len(places):
+                raise together(errors)
+
+    def tokens(self) -> list[TokenState]:
+        """What is known of the tokens of the open keys since they were last asked. Never blocks."""
+        return states(self._open.values())
 
     async def close(self) -> None:
         """Take no more requests, let those that wait finish, log out and give the modules back.
@@ -175,6 +230,33 @@ class Hsm:
         while self._modules:
             _, module = self._modules.popitem()
             await self._loader.release(module, self._timeout)
+
+    def _places(self, uri: str, kind: Kind) -> list[Place]:
+        """The key in its own token, then in the replicas."""
+        uris = places_of(KeyUri.parse(uri), self._replicas)
+        return [
+            Place(
+                HeldKey(each, self._token(each), kind),
+                alone=len(uris) == 1,
+                retry_after=self._retry_after,
+                timeout=self._timeout,
+                limit=self._queue,
+            )
+            for each in uris
+        ]
+
+    async def _find(self, places: Sequence[Place]) -> Place:
+        """The first of ``places`` that has the key, which has been checked then."""
+        failures: list[SignerError] = []
+        for place in places:
+            try:
+                await self._ask(place.held.token, place.held.ready)
+            except (SignerUnavailableError, SignerMisconfiguredError) as error:
+                place.failed(error)
+                failures.append(error)
+            else:
+                return place
+        raise together(failures)
 
     def _key(self, uri: str, kind: Kind) -> HeldKey:
         parsed = KeyUri.parse(uri)
@@ -231,6 +313,12 @@ class Hsm:
             generate(token.handle())
 
         await self._administer(token, task)
+
+
+async def _probe(places: Sequence[Place]) -> None:
+    """Probe places in one token, one after the other."""
+    for place in places:
+        await place.probe()
 
 
 def _initialise(token: Token, label: str, so_pin: Pin, user_pin: Pin) -> None:

@@ -15,6 +15,11 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519Pri
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
 
+def as_public_key(key: object) -> PublicKey | None:
+    """``key``, when it is of a kind that tokens sign with here."""
+    return key if isinstance(key, PublicKey) else None
+
+
 class SigningKey(Protocol):
     """One private key in a token (promise P1)."""
 
@@ -37,7 +42,8 @@ class SigningKey(Protocol):
         """Run ``work`` on the token's signing thread with a private key of the cryptography interfaces, and give its result.
 
         ``work`` may sign any number of times, directly or through cryptography's builders, and must not block on anything
-        but the token. It runs at most once.
+        but the token. It runs at most once, unless a first run ended without a signature because its token failed, and
+        another token has the key: then it runs anew there.
 
         Raises:
             SignerUnavailableError: the token was not reached or the queue is full; ``work`` made no signature.

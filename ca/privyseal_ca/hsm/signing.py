@@ -4,7 +4,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from privyseal_ca.errors import SignatureUncertainError, SignerError, SignerUnavailableError
+from privyseal_ca.errors import (
+    SignatureUncertainError,
+    SignerError,
+    SignerMisconfiguredError,
+    SignerUnavailableError,
+)
 from privyseal_ca.hsm import cryptoki
 from privyseal_ca.hsm.held import HeldKey
 from privyseal_ca.hsm.keys import Scheme, private_key
@@ -44,9 +49,13 @@ class TokenSigningKey:
 
     async def run(self, work: Callable[[PrivateKey], T]) -> T:
         """See :meth:`privyseal_ca.hsm.signer.SigningKey.run`."""
+        return await self.attempt(work)
+
+    async def attempt(self, work: Callable[[PrivateKey], T], *, begin: float | None = None) -> T:
+        """As :meth:`run`, given up as unavailable when the token has not begun within ``begin`` seconds."""
         self._held.refuse_if_unusable()
         task = partial(self._perform, work)
-        return await self._worker.call(task, patience=self._timeout, limit=self._limit, signs=True)
+        return await self._worker.call(task, patience=self._timeout, limit=self._limit, signs=True, begin=begin)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._uri}>"
@@ -64,10 +73,10 @@ class TokenSigningKey:
             )
         try:
             signature = self._held.use(lambda key: cryptoki.sign(key, scheme, data), signing=True)
-        except SignerUnavailableError as error:
+        except (SignerUnavailableError, SignerMisconfiguredError) as error:
             if not self._signatures:
                 raise
-            # SignerUnavailableError would say that the whole work made none.
+            # Either would say that the whole work made none, and it might be begun anew.
             raise SignatureUncertainError(
                 f"The token failed after {self._signatures} signatures of the same work. {error.message}",
                 hint="Treat what was to be signed as spent.",

@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from privyseal_ca.errors import SignatureUncertainError, SignerError, SignerMisconfiguredError, SignerUnavailableError
+from privyseal_ca.errors import (
+    PinRefusedError,
+    SignatureUncertainError,
+    SignerError,
+    SignerMisconfiguredError,
+    SignerUnavailableError,
+)
 from privyseal_ca.hsm import cryptoki
 from privyseal_ca.hsm.faults import Reaction, Remedy, reaction_to
 from privyseal_ca.hsm.modules import Module
@@ -54,13 +60,13 @@ class Token:
 
         Raises:
             SignerUnavailableError: it failed, and the pause after that is not over.
-            SignerMisconfiguredError: it refused the PIN in the life of this process.
+            PinRefusedError: it refused the PIN in the life of this process.
         """
         if self._closed:
             raise SignerUnavailableError(f"The token {self.uri} was closed.", hint="The service is stopping.")
         if self._refused is not None:
             message, hint = self._refused
-            raise SignerMisconfiguredError(message, hint=hint)
+            raise PinRefusedError(message, hint=hint)
         if self._away_until is not None and (rest := self._away_until - self.module.monotonic()) > 0:
             raise SignerUnavailableError(
                 f"The token {self.uri} failed, and is tried again in {rest:.1f} seconds.",
@@ -191,15 +197,25 @@ class Token:
         code = self.module.refused_pins.get(self._identity)
         if code is not None:
             raise self._refuse_pin(code)
+        if cryptoki.one_try_left(token):
+            # However often something starts this process anew, it is not what locks a token.
+            raise self._refuse(
+                f"The token {self.uri} says that its PIN is locked, or would be by one more that is wrong.",
+                "Log in once with the token's own tool and the right PIN, or unlock it; correct the PIN, then restart.",
+            )
         return cryptoki.open_session(token, self._pins(self.uri))
 
-    def _refuse_pin(self, code: str) -> SignerMisconfiguredError:
+    def _refuse_pin(self, code: str) -> PinRefusedError:
         """Remember that the PIN was refused: a token locks itself after a few tries."""
         if self._identity:
             self.module.refused_pins[self._identity] = code
-        self._refused = (
+        return self._refuse(
             f"The token {self.uri} refused the PIN ({code}); it is not tried again, so that the token does not lock.",
             "Correct the PIN, then restart.",
         )
-        message, hint = self._refused
-        return SignerMisconfiguredError(message, hint=hint)
+
+    def _refuse(self, message: str, hint: str) -> PinRefusedError:
+        self._refused = message, hint
+        error = PinRefusedError(message, hint=hint)
+        _log.error("%s", error)
+        return error

@@ -51,19 +51,28 @@ class Worker:
         """Whether a task handed over now is expected to be run."""
         return not self._stopping and self._process == os.getpid() and not self.hangs(patience)
 
-    async def call(self, task: Callable[[Start], T], *, patience: float, limit: int, signs: bool = False) -> T:
+    async def call(
+        self,
+        task: Callable[[Start], T],
+        *,
+        patience: float,
+        limit: int,
+        signs: bool = False,
+        begin: float | None = None,
+    ) -> T:
         """Run ``task`` on the thread and give its result, or raise what it raised.
 
         ``task`` calls ``start`` before it does anything that cannot be undone. When the caller has waited ``patience``
-        seconds, or is cancelled, before that, the task is skipped, or stops at ``start``.
+        seconds, or is cancelled, before that, the task is skipped, or stops at ``start``; likewise when it has not started
+        ``begin`` seconds after it was handed over, for callers who have another token to go to.
 
         Raises:
-            SignerUnavailableError: ``limit`` requests wait already, the thread hangs or has ended, or ``patience`` passed
-                before the task started.
+            SignerUnavailableError: ``limit`` requests wait already, the thread hangs or has ended, or ``patience`` or
+                ``begin`` passed before the task started.
             SignatureUncertainError: ``patience`` passed after the start of a task that ``signs``.
         """
-        self._admit(patience, limit)
-        return await self._ask(task, patience, signs=signs)
+        self._admit(patience if begin is None else min(begin, patience), limit)
+        return await self._ask(task, patience, signs=signs, begin=begin)
 
     async def stop(self, last: Callable[[], None], patience: float) -> bool:
         """End the thread after what already waits, and then ``last``.
@@ -81,19 +90,24 @@ class Worker:
             self._requests.put(None)
         return True
 
-    async def _ask(self, task: Callable[[Start], T], patience: float, *, signs: bool = False) -> T:
+    async def _ask(
+        self, task: Callable[[Start], T], patience: float, *, signs: bool = False, begin: float | None = None
+    ) -> T:
         loop = asyncio.get_running_loop()
         mailbox = self._mailbox
         if mailbox is None or mailbox.loop is not loop:
             mailbox = self._mailbox = _Mailbox(loop)
         request = _Request(task, loop.create_future(), mailbox)
-        timer = loop.call_later(patience, request.expire, patience, signs)
+        timers = [loop.call_later(patience, request.expire, patience, signs)]
+        if begin is not None:
+            timers.append(loop.call_later(begin, request.withdraw, begin))
         self._requests.put(request)
         try:
             result: T = await request.future
             return result
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
             request.claim()
 
     def _admit(self, patience: float, limit: int) -> None:
@@ -184,6 +198,13 @@ class _Request:
                 else "Try again later.",
             )
         )
+
+    def withdraw(self, begin: float) -> None:
+        """On the event loop: a task that has not started by now is not to."""
+        if not self.future.done() and self.claim():
+            self.future.set_exception(
+                SignerUnavailableError(f"The token did not begin within {begin:g} seconds.", hint="Try again later.")
+            )
 
     def settle(self) -> None:
         """On the event loop: hand over the answer."""

@@ -31,28 +31,33 @@ class TokenWrappingKey:
         """The key's RFC 7512 URI, without any PIN."""
         return str(self._held.uri)
 
-    async def wrap(self, secret: bytes, context: bytes) -> bytes:
-        """See :meth:`privyseal_ca.hsm.signer.WrappingKey.wrap`. A secret has at most 65,536 octets."""
+    async def wrap(self, secret: bytes, context: bytes, *, begin: float | None = None) -> bytes:
+        """See :meth:`privyseal_ca.hsm.signer.WrappingKey.wrap`. A secret has at most 65,536 octets.
+
+        Given up as unavailable when the token has not begun within ``begin`` seconds.
+        """
         if len(secret) > _MAX_SECRET:
             raise SignerError(f"A secret of {len(secret)} octets is not wrapped.", hint=f"{_MAX_SECRET} are the most.")
         nonce = self._random(_NONCE)
-        sealed = await self._ask(lambda key: cryptoki.encrypt(key, nonce, secret, _VERSION + context))
+        sealed = await self._ask(lambda key: cryptoki.encrypt(key, nonce, secret, _VERSION + context), begin)
         return _VERSION + nonce + sealed
 
-    async def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
-        """See :meth:`privyseal_ca.hsm.signer.WrappingKey.unwrap`."""
+    async def unwrap(self, wrapped: bytes, context: bytes, *, begin: float | None = None) -> bytes:
+        """See :meth:`privyseal_ca.hsm.signer.WrappingKey.unwrap`, and :meth:`wrap` for ``begin``."""
         if wrapped[:1] != _VERSION or not 1 + _NONCE + _TAG <= len(wrapped) <= 1 + _NONCE + _TAG + _MAX_SECRET:
             raise _not_ours(self.uri)
         nonce, sealed = wrapped[1 : 1 + _NONCE], wrapped[1 + _NONCE :]
-        return await self._ask(lambda key: self._decrypt(key, nonce, sealed, _VERSION + context))
+        return await self._ask(lambda key: self._decrypt(key, nonce, sealed, _VERSION + context), begin)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.uri}>"
 
-    async def _ask(self, operation: Callable[[cryptoki.Key], T]) -> T:
+    async def _ask(self, operation: Callable[[cryptoki.Key], T], begin: float | None) -> T:
         self._held.refuse_if_unusable()
         worker = self._held.token.module.worker
-        return await worker.call(lambda _: self._held.use(operation), patience=self._timeout, limit=self._limit)
+        return await worker.call(
+            lambda _: self._held.use(operation), patience=self._timeout, limit=self._limit, begin=begin
+        )
 
     def _decrypt(self, key: cryptoki.Key, nonce: bytes, sealed: bytes, associated: bytes) -> bytes:
         try:

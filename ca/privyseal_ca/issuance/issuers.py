@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from privyseal_ca.errors import ConfigurationError, ProfileRefusedError
-from privyseal_ca.hsm.signer import SigningKey
+from privyseal_ca.hsm.signer import PublicKey, SigningKey, as_public_key
 from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.template import IssuerIdentity
@@ -47,6 +47,11 @@ def make_issuer(row: IssuerRow, chains: Sequence[str], key: SigningKey, *, point
         )
     identity = IssuerIdentity.from_certificate(certificate, name=row.name, pointers=pointers)
     return Issuer(row.id, identity, key, served_chains(chains))
+
+
+def certified_key(chains: Sequence[str]) -> PublicKey | None:
+    """The public key that the first of ``chains`` (PEM) certifies; ``None`` without one, or for a key of another kind."""
+    return as_public_key(x509.load_pem_x509_certificates(chains[0].encode())[0].public_key()) if chains else None
 
 
 def served_chains(chains: Iterable[str]) -> tuple[str, ...]:
