@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psycopg
@@ -57,8 +57,9 @@ def _identity() -> dict[str, int]:
 class Postgresql:
     """One cluster. May be stopped, killed, frozen and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
+        self._environment = dict(environment or {})
         self._data = folder / "data"
         self._bin = binaries()
 
@@ -128,7 +129,7 @@ class Postgresql:
         done = subprocess.run(
             [self._bin / program, *map(str, arguments)],
             cwd=self._data.parent,
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C", **self._environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
             stderr=subprocess.STDOUT if program == "initdb" else subprocess.DEVNULL,
@@ -142,13 +143,13 @@ class Postgresql:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Postgresql]:
-    """A cluster that runs inside the block."""
+def cluster(environment: Mapping[str, str] | None = None) -> Iterator[Postgresql]:
+    """A cluster that runs inside the block, with more in its ``environment``."""
     folder = Path(tempfile.mkdtemp(prefix="privyseal-postgresql-"))
     identity = _identity()
     if identity:
         os.chown(folder, identity["user"], identity["group"])
-    server = Postgresql(folder)
+    server = Postgresql(folder, environment)
     try:
         server.create()
         server.start()

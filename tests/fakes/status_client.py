@@ -27,6 +27,15 @@ def crl_url(certificate: x509.Certificate) -> str:
     return str((point.full_name or [])[0].value)
 
 
+def issuer_of(certificate: x509.Certificate) -> x509.Certificate:
+    """The certificate of the CA that issued ``certificate``, from where that says (caIssuers)."""
+    access = certificate.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
+    (url,) = (
+        each.access_location.value for each in access if each.access_method == AuthorityInformationAccessOID.CA_ISSUERS
+    )
+    return x509.load_der_x509_certificate(get(str(url))[0])
+
+
 def get(url: str) -> tuple[bytes, Any]:
     """Body and headers."""
     with _OPENER.open(url, timeout=10) as answer:

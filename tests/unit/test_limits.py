@@ -69,3 +69,14 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(limit._paid) == 10
     assert limit.wait("999") > 0
     assert limit.wait("0") == 0
+
+
+def test_a_clock_that_steps_back_locks_nobody_out() -> None:
+    clock = FakeClock(1_000_000)
+    limit = RateLimit(events=3, period=60, clock=clock)
+    limit.count("a")
+    clock.advance(-3600)
+    for _ in range(3):
+        assert limit.wait("a") == 0
+        limit.count("a")
+    assert limit.wait("a") == 20

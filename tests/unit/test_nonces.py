@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fakes.service import FakeClock
 from privyseal_acme.protocol.encoding import decode, encode
 from privyseal_acme.protocol.problems import Problem
-from privyseal_acme.store.nonces import Nonces, create_nonce_table
+from privyseal_acme.store.nonces import Nonces, create_nonce_table, swept_until
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
 
@@ -94,6 +94,32 @@ async def test_the_sweep_forgets_only_what_time_has_ended(store: Store, clock: F
     assert await refusal(nonces, old) == "badNonce"
     assert await refusal(nonces, new) == "badNonce"
     assert await nonces.sweep() == 0
+
+
+async def test_a_clock_that_steps_back_brings_nothing_back(store: Store, clock: FakeClock) -> None:
+    nonces = make(store, clock)
+    used, unused = nonces.mint(), nonces.mint()
+    await nonces.redeem(used)
+    clock.advance(10 * LIFETIME)
+    assert await nonces.sweep() == 1
+    clock.advance(-10 * LIFETIME)
+    again = Nonces(
+        store=store,
+        key=KEY,
+        lifetime=LIFETIME,
+        clock=clock,
+        random_bytes=os.urandom,
+        swept=await store.read(swept_until),
+    )
+    for each in (nonces, again):
+        assert [await refusal(each, nonce) for nonce in (used, unused)] == ["badNonce", "badNonce"]
+        # And those who come now are served.
+        fresh = each.mint()
+        assert [await refusal(each, fresh) for _ in range(2)] == ["", "badNonce"]
+        assert await each.sweep() == 0
+    clock.advance(20 * LIFETIME)
+    assert await again.sweep() == 2
+    assert await store.read(swept_until) == int(clock.now()) - LIFETIME
 
 
 async def test_every_bit_counts(store: Store, clock: FakeClock) -> None:

@@ -36,13 +36,20 @@ class RateLimit:
         if not self._interval:
             return 0.0
         now = self._clock.now()
-        return max(0.0, max(self._paid.get(key, 0.0), now) + self._interval - self._burst - now)
+        return max(0.0, self._owed(key, now) + self._interval - self._burst - now)
 
     def count(self, key: str) -> None:
         """One event of ``key`` happened."""
         if not self._interval:
             return
-        self._paid[key] = max(self._paid.get(key, 0.0), self._clock.now()) + self._interval
+        self._paid[key] = self._owed(key, self._clock.now()) + self._interval
         self._paid.move_to_end(key)
         if len(self._paid) > _KEYS:
             self._paid.popitem(last=False)
+
+    def _owed(self, key: str, now: float) -> float:
+        """When all that ``key`` used is paid back. What cannot be owed is from before a clock stepped back, and is forgotten."""
+        owed = self._paid.get(key, 0.0)
+        if owed > now + self._burst:
+            owed = self._paid[key] = now
+        return max(owed, now)

@@ -4,13 +4,16 @@ A nonce is the second it was minted in, eight random octets and a MAC under a ke
 Any process can therefore tell a nonce that was minted from one that was not, and the table of used nonces tells one that was
 seen from one that was not; it holds no more than the requests of one lifetime.
 
+What was swept is not accepted again, however far a clock steps back: the table remembers up to when it was swept, in a row
+that is no nonce, and what is minted after such a step carries that time.
+
 The MAC covers the kernel's boot id: with SQLite the table need not survive the loss of power to be right.
 """
 
 import hmac
 from collections.abc import Callable
 
-from sqlalchemy import bindparam, delete, insert
+from sqlalchemy import bindparam, delete, func, insert, select
 from sqlalchemy.schema import CreateTable
 
 from privyseal_acme.protocol.encoding import decode, encode
@@ -25,6 +28,14 @@ _used = UsedNonce.__table__  # type: ignore[attr-defined]
 _USE = Statement(insert(_used))
 _SWEEP = Statement(delete(_used).where(_used.c.nonce < bindparam("oldest")))
 
+# PostgreSQL has no max() of octets before version 18.
+_SWEPT = Statement(
+    select(_used.c.nonce)
+    .where(func.length(_used.c.nonce) == bindparam("octets"))
+    .order_by(_used.c.nonce.desc())
+    .limit(1)
+)
+
 _CREATE = Statement(CreateTable(_used, if_not_exists=True))
 
 _TIME, _RANDOM, _MAC = 4, 8, 12
@@ -36,21 +47,36 @@ def create_nonce_table(transaction: Transaction) -> None:
     transaction.execute(_CREATE)
 
 
+def swept_until(transaction: Transaction) -> int:
+    """The second before which nonces have been forgotten; 0 when none has."""
+    (found,) = transaction.one(_SWEPT, octets=_TIME) or (None,)
+    return int.from_bytes(bytes(found), "big") if found is not None else 0
+
+
 class Nonces:
-    """Mints and redeems nonces."""
+    """Mints and redeems nonces. ``swept`` is what :func:`swept_until` said when it was opened."""
 
     def __init__(
-        self, *, store: Store, key: bytes, lifetime: int, clock: Clock, random_bytes: Callable[[int], bytes]
+        self,
+        *,
+        store: Store,
+        key: bytes,
+        lifetime: int,
+        clock: Clock,
+        random_bytes: Callable[[int], bytes],
+        swept: int = 0,
     ) -> None:
         self._store = store
         self._key = key
         self._lifetime = lifetime
         self._clock = clock
         self._random_bytes = random_bytes
+        self._swept = swept
 
     def mint(self) -> str:
         """A fresh nonce."""
-        message = int(self._clock.now()).to_bytes(_TIME, "big") + self._random_bytes(_RANDOM)
+        time = max(int(self._clock.now()), self._swept)
+        message = time.to_bytes(_TIME, "big") + self._random_bytes(_RANDOM)
         return encode(message + self._mac(message))
 
     async def redeem(self, text: str | None) -> None:
@@ -69,7 +95,8 @@ class Nonces:
         message, mac = nonce[: _TIME + _RANDOM], nonce[_TIME + _RANDOM :]
         if len(nonce) != _SIZE or not hmac.compare_digest(mac, self._mac(message)):
             raise Problem("badNonce", "This server did not make the nonce, or not since it was last started.")
-        if self._clock.now() >= int.from_bytes(message[:_TIME], "big") + self._lifetime:
+        minted = int.from_bytes(message[:_TIME], "big")
+        if minted < self._swept or self._clock.now() >= minted + self._lifetime:
             raise Problem("badNonce", "The nonce is too old.")
 
         def use(transaction: Transaction) -> None:
@@ -82,8 +109,19 @@ class Nonces:
 
     async def sweep(self) -> int:
         """Forget used nonces that are too old to be accepted anyway; how many there were."""
-        oldest = (int(self._clock.now()) - self._lifetime).to_bytes(_TIME, "big")
-        return await self._store.write(lambda tx: tx.execute(_SWEEP, oldest=oldest))
+        until = int(self._clock.now()) - self._lifetime
+        if until <= self._swept:
+            return 0
+
+        def unit(transaction: Transaction) -> int:
+            marks = swept_until(transaction) > 0
+            forgotten = transaction.execute(_SWEEP, oldest=until.to_bytes(_TIME, "big"))
+            transaction.execute(_USE, nonce=until.to_bytes(_TIME, "big"))
+            return forgotten - marks
+
+        forgotten = await self._store.write(unit)
+        self._swept = until
+        return forgotten
 
     def _mac(self, message: bytes) -> bytes:
         return hmac.digest(self._key, message, "sha256")[:_MAC]

@@ -328,7 +328,8 @@ def check_validity(
     now = int(now)
     if not issuer.not_before <= now <= issuer.not_after:
         raise ProfileRefusedError(
-            f"The issuer {issuer.name} is not valid now.", hint="The operators of this authority must replace it."
+            f"The issuer {issuer.name} is not valid now.",
+            hint="The operators of this authority must replace it, or set the machine's clock right.",
         )
     asked = now if not_before is None or ordered is None else min(now, int(ordered))
     earliest = max(asked - profile.backdate, issuer.not_before)
