@@ -270,10 +270,22 @@ def test_the_form_of_a_receipt() -> None:
     assert receipt(0, 1).text().startswith("c2sp.org/tlog-proof@v1\nindex 0\n\nexample.com/log\n1\n")
 
 
-def test_extra_data_is_skipped() -> None:
+def test_extra_data_changes_nothing_that_is_proved() -> None:
     text = receipt().text().replace("index", "extra bm9ib2R5IHZvdWNoZXM=\nindex", 1)
-    assert Receipt.parse(text) == receipt()
+    parsed = Receipt.parse(text)
+    assert parsed == replace(receipt(), extra=b"nobody vouches")
+    assert parsed.text() == text
+    assert verify_receipt(parsed, entry(5), [OURS]) == verify_receipt(receipt(), entry(5), [OURS])
     assert Receipt.parse(receipt().text().replace("index", "extra \nindex", 1)) == receipt()
+
+
+def test_extra_data_are_bounded() -> None:
+    with pytest.raises(LedgerError, match="extra data"):
+        replace(receipt(), extra=bytes(65536)).text()
+    longest = replace(receipt(), extra=bytes(65535)).text()
+    assert len(Receipt.parse(longest).extra) == 65535
+    with pytest.raises(LedgerError, match="extra data"):
+        Receipt.parse(longest.replace("extra A", "extra AAAAA", 1))
 
 
 def test_a_receipt_needs_the_ledgers_own_signature() -> None:

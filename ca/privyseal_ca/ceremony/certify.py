@@ -16,6 +16,7 @@ from privyseal_ca.errors import StoreError
 from privyseal_ca.hsm.signer import SigningKey
 from privyseal_ca.issuance.intents import CEREMONY_REQUESTER, abandon_intent
 from privyseal_ca.issuance.record import serial_text
+from privyseal_ca.ledger.ca_entries import note_ca_entry
 from privyseal_ca.ledger.entries import Kind
 from privyseal_ca.store.certificates import (
     IntentRow,
@@ -80,7 +81,8 @@ def append_certified(
 ) -> None:
     """Add the ``issuer.certified`` entry of a CA certificate; ``imported`` ones were signed elsewhere, without an intent."""
     subject_id = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
-    transcript.append(
+    serial = serial_text(certificate.serial_number)
+    index = transcript.append(
         transaction,
         Kind.ISSUER_CERTIFIED,
         {
@@ -90,11 +92,12 @@ def append_certified(
             "issuer": issuer_id,
             "not_after": int(certificate.not_valid_after_utc.timestamp()),
             "not_before": int(certificate.not_valid_before_utc.timestamp()),
-            "serial": serial_text(certificate.serial_number),
+            "serial": serial,
             "subject": certificate.subject.rfc4514_string(),
             "tbs_sha256": tbs_sha256(certificate),
         },
     )
+    note_ca_entry(transaction, serial, index)
 
 
 async def abandon_leftovers(transcript: Transcript) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from privyseal_ca.ceremony.files import write_file
@@ -13,6 +14,7 @@ from privyseal_ca.cli.home import opened_store, run, settings_of
 from privyseal_ca.cli.issued import named, require_certificate
 from privyseal_ca.errors import ConfigurationError, LedgerError
 from privyseal_ca.issuance.record import issued_entry, serial_text
+from privyseal_ca.ledger.ca_entries import certified_payload, find_ca_entry
 from privyseal_ca.ledger.note import Checkpoint, NoteVerifier
 from privyseal_ca.ledger.proofs import MAX_RECEIPT, Receipt, verify_receipt
 from privyseal_ca.ledger.served import StoredLedger
@@ -55,7 +57,7 @@ def proof(invocation: Invocation, certificate: str, out: Path | None) -> None:
 
     async def work() -> Receipt | None:
         async with opened_store(settings_of(invocation)) as store:
-            await store.read(lambda tx: require_certificate(tx, wanted))
+            await store.read(lambda tx: find_ca_entry(tx, wanted.serial) or require_certificate(tx, wanted))
             return await StoredLedger(store).receipt(wanted.serial)
 
     receipt = run(work())
@@ -90,13 +92,15 @@ def proof(invocation: Invocation, certificate: str, out: Path | None) -> None:
 def verify_proof(invocation: Invocation, verifier_key: str, certificate: Path, receipt_file: Path) -> None:
     """Check that a certificate is in the ledger, by its receipt alone.
 
-    Needs no home, no database and no network: the entry is rebuilt from the certificate (the first one in CERT). The exit
-    code is 0 only when the receipt proves that the log with this key has that entry.
+    Needs no home, no database and no network: the entry is rebuilt from the certificate (the first one in CERT); that of a
+    CA's own certificate is in the receipt, and has to have its hash. The exit code is 0 only when the receipt proves that the
+    log with this key has that entry.
     """
     verifier = NoteVerifier.parse(key_text(verifier_key))
     found = read_certificates(certificate)[0]
     receipt = Receipt.parse(_text(receipt_file, MAX_RECEIPT))
-    checkpoint = verify_receipt(receipt, _entry(certificate, found), [verifier])
+    entry = _entry_of_ca(receipt.extra, found) if receipt.extra else _entry(certificate, found)
+    checkpoint = verify_receipt(receipt, entry, [verifier])
     serial = serial_text(found.serial_number)
     document = {
         "verified": True,
@@ -110,6 +114,20 @@ def verify_proof(invocation: Invocation, verifier_key: str, certificate: Path, r
         document,
         f"verified: certificate {serial} is entry {receipt.index} of {checkpoint.size} in {checkpoint.origin}",
     )
+
+
+def _entry_of_ca(entry: bytes, certificate: x509.Certificate) -> bytes:
+    """The ``entry`` that a receipt brings for a CA's certificate.
+
+    Raises:
+        LedgerError: it is not for that certificate.
+    """
+    if certified_payload(entry).get("certificate_sha256") != certificate.fingerprint(hashes.SHA256()).hex():
+        raise LedgerError(
+            "The entry in the receipt is not for this certificate.",
+            hint="Give the CA's certificate that the receipt was made for.",
+        )
+    return entry
 
 
 def _entry(path: Path, certificate: x509.Certificate) -> bytes:

@@ -26,7 +26,9 @@ from privyseal_ca.ledger.tree import leaf_hash, node_hash, root_hash
 #: Hashes of a proof: one for each level of the largest tree, and one more for consistency.
 MAX_PROOF: Final = 64
 #: Characters of a receipt.
-MAX_RECEIPT: Final = MAX_NOTE + 8192
+MAX_RECEIPT: Final = MAX_NOTE + 8192 + 65536 * 4 // 3
+#: Bytes of a receipt's extra data: as many as an entry may have.
+MAX_EXTRA: Final = 65535
 
 _HEADER: Final = "c2sp.org/tlog-proof@v1"
 _EXTRA: Final = "extra "
@@ -172,6 +174,8 @@ class Receipt:
     proof: tuple[bytes, ...]
     #: The signed note, byte for byte.
     checkpoint: bytes
+    #: What its author added. Nobody vouches for it: a verifier checks it against something that is proved.
+    extra: bytes = b""
 
     def text(self) -> str:
         """The receipt as it is stored and sent, by convention in a file that ends with ``.tlog-proof``.
@@ -188,14 +192,15 @@ class Receipt:
             note = self.checkpoint.decode()
         except UnicodeDecodeError as error:
             raise LedgerError("The receipt's checkpoint is not UTF-8.") from error
-        lines = (_HEADER, f"{_INDEX}{self.index}", *map(encode_base64, self.proof), "", note)
+        extra = (f"{_EXTRA}{encode_base64(self.extra)}",) if self.extra else ()
+        if len(self.extra) > MAX_EXTRA:
+            raise LedgerError(f"A receipt's extra data have at most {MAX_EXTRA} bytes.")
+        lines = (_HEADER, *extra, f"{_INDEX}{self.index}", *map(encode_base64, self.proof), "", note)
         return "\n".join(lines)
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """The receipt in ``text``. Nothing in it is checked beyond its form: that is what :func:`verify_receipt` is for.
-
-        A line with extra data is skipped: nobody vouches for it.
 
         Raises:
             LedgerError: malformed, more than 64 hashes, or too long.
@@ -206,8 +211,11 @@ class Receipt:
         lines = head.split("\n", MAX_PROOF + 3)
         if not empty or lines.pop(0) != _HEADER:
             raise LedgerError(f"A receipt begins with the line {_HEADER} and has a checkpoint behind an empty line.")
+        extra = b""
         if lines and lines[0].startswith(_EXTRA):
-            decode_base64(lines.pop(0).removeprefix(_EXTRA), "receipt's extra data")
+            extra = decode_base64(lines.pop(0).removeprefix(_EXTRA), "receipt's extra data")
+            if len(extra) > MAX_EXTRA:
+                raise LedgerError(f"A receipt's extra data have at most {MAX_EXTRA} bytes.")
         if not lines or not lines[0].startswith(_INDEX):
             raise LedgerError("The receipt has no index where it belongs.")
         index = decode_number(lines.pop(0).removeprefix(_INDEX), "receipt's index")
@@ -215,7 +223,7 @@ class Receipt:
             raise LedgerError(f"A proof has at most {MAX_PROOF} hashes.")
         proof = tuple(decode_hash(line, "hash in the receipt") for line in lines)
         try:
-            return cls(index, proof, note.encode())
+            return cls(index, proof, note.encode(), extra)
         except UnicodeEncodeError as error:
             raise LedgerError("The receipt is not Unicode text.") from error
 

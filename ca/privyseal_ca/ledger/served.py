@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from privyseal_ca.errors import StatusUnavailableError, StoreError
+from privyseal_ca.ledger.ca_entries import find_ca_entry
 from privyseal_ca.ledger.checkpoints import VKEY_FACT, latest_checkpoint, receipt_for, tile_data
 from privyseal_ca.ledger.proofs import Receipt
 from privyseal_ca.ledger.tiles import TilePath
@@ -84,7 +85,8 @@ class StoredLedger:
 
         def unit(transaction: Transaction) -> tuple[Receipt | None, bool]:
             found = receipt_for(transaction, serial)
-            return found, found is not None or find_certificate(transaction, serial) is not None
+            known = find_certificate(transaction, serial) or find_ca_entry(transaction, serial)
+            return found, known is not None
 
         receipt, known = await self._read(unit)
         if receipt is None and known:
