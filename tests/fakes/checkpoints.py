@@ -7,6 +7,7 @@ from fakes.service import FakeClock
 from privyseal_ca.clock import Clock
 from privyseal_ca.hsm.signer import PrivateKey, PublicKey, SigningKey
 from privyseal_ca.ledger.checkpoints import Checkpointer, StoredCheckpoint, latest_checkpoint
+from privyseal_ca.ledger.cosigning import Cosigner
 from privyseal_ca.ledger.log import append, entries, size
 from privyseal_ca.ledger.note import Checkpoint, open_note
 from privyseal_ca.ledger.tree import TreeHasher, leaf_hash
@@ -57,6 +58,7 @@ def checkpointer(
     clock: Clock | None = None,
     metrics: Metrics | None = None,
     kept: Checkpoint | None = None,
+    cosigner: Cosigner | None = None,
 ) -> Checkpointer:
     """One with an origin, a clock and metrics of the tests."""
     return Checkpointer(
@@ -66,6 +68,7 @@ def checkpointer(
         clock=clock or FakeClock(),
         metrics=metrics or Metrics(),
         kept=kept,
+        cosigner=cosigner,
     )
 
 

@@ -17,6 +17,7 @@ from fakes.softhsm import SoftToken
 from fakes.tree_tiles import MemoryTiles, UniformTiles, numbered
 from privyseal_ca.errors import LedgerError
 from privyseal_ca.hsm.signer import PrivateKey
+from privyseal_ca.ledger.cosignatures import CosignatureVerifier, cosignatures, cosigned_message, merged
 from privyseal_ca.ledger.note import MAX_SIZE, Checkpoint, NoteVerifier, note_with, open_note
 from privyseal_ca.ledger.proofs import consistency_proof, inclusion_proof, verify_consistency, verify_inclusion
 from privyseal_ca.ledger.tiles import TilePath, root_of, tiles_between
@@ -309,3 +310,30 @@ def test_an_auditor_finds_a_changed_tile(ask: Ask, path: str) -> None:
     tiles = served(600)
     tiles[path] = tiles[path][:-1] + bytes([tiles[path][-1] ^ 1])
     assert "error" in audit(ask, 600, tiles)
+
+
+def test_cosignatures_are_what_go_verifies(ask: Ask) -> None:
+    log, make = ed25519_log()
+    text = Checkpoint(log.name, 9, LEAVES[0]).text()
+    keys = [ed25519.Ed25519PrivateKey.generate() for _ in range(3)]
+    witnesses = [
+        CosignatureVerifier.for_key(name, key.public_key())
+        for name, key in zip(("w1.example", "日本.example", log.name), keys, strict=True)
+    ]
+    lines = [
+        witness.line(text, when, key.sign(cosigned_message(text, when)))
+        for witness, key, when in zip(witnesses, keys, (0, 1679315147, MAX_SIZE), strict=True)
+    ]
+    note = merged(make(text), lines)
+    vkeys = [witness.vkey() for witness in witnesses]
+    answer = ask("cosigned", note=note.decode(), vkey=log.vkey(), witnesses=vkeys)
+    assert answer == {"text": text, "times": cosignatures(note, witnesses)}
+    assert ask("open", note=note.decode(), vkeys=[log.vkey()])["names"] == [log.name], (
+        "who knows no witnesses ignores them"
+    )
+    altered = note.replace(b"\n9\n", b"\n8\n")
+    assert "error" in ask("cosigned", note=altered.decode(), vkey=log.vkey(), witnesses=vkeys)
+    forged = merged(make(text), [lines[0].replace(lines[0][-12:], lines[1][-12:])]).decode()
+    assert "error" in ask("cosigned", note=forged, vkey=log.vkey(), witnesses=vkeys)
+    with pytest.raises(LedgerError):
+        cosignatures(forged.encode(), witnesses)

@@ -4,6 +4,7 @@ from privyseal_ca.cli.frame import Deferred, Root
 
 _COMMANDS = {
     "account": Deferred("privyseal_acme.cli.accounts", "account", "List, show and deactivate ACME accounts."),
+    "backup": Deferred("privyseal_ca.cli.backup", "backup", "Make and verify backups."),
     "cert": Deferred("privyseal_ca.cli.certificates", "cert", "List, show and revoke certificates."),
     "config": Deferred("privyseal_ca.cli.configuration", "config", "Show settings and what they mean."),
     "crl": Deferred("privyseal_ca.cli.crls", "crl", "List, show, bundle and import CRLs, and sign the root's."),
@@ -16,9 +17,18 @@ _COMMANDS = {
     "ledger": Deferred("privyseal_ca.cli.ledger", "ledger", "Show and verify the ledger."),
     "ocsp": Deferred("privyseal_ca.cli.ocsp", "ocsp", "Show OCSP responders and what is answered, and make requests."),
     "profile": Deferred("privyseal_ca.cli.profiles", "profile", "List and show certificate profiles."),
+    "recovery": Deferred("privyseal_ca.cli.recovery", "recovery", "Show and settle what a restored database lacks."),
+    "restore": Deferred(
+        "privyseal_ca.cli.backup", "restore", "Put a backup into an empty home (--home) and an empty database."
+    ),
     "serve": Deferred("privyseal_acme.cli.serve", "serve", "Run the service."),
     "status": Deferred("privyseal_ca.cli.status", "status", "Show the state of this authority."),
     "version": Deferred("privyseal_ca.cli.version", "version_command", "Show the version of this program."),
+    "witness": Deferred(
+        "privyseal_acme.cli.witness",
+        "witness",
+        "Witness the ledgers of other authorities: cosign their checkpoints, and notice when one shows two faces.",
+    ),
 }
 
 cli = Root(

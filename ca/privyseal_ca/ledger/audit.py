@@ -9,7 +9,7 @@ What it cannot see is a ledger that somebody rewrote as a whole, tables included
 give it as ``since``, or size and root of an earlier check as ``expected``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -22,6 +22,7 @@ from privyseal_ca.errors import LedgerError
 from privyseal_ca.ledger.audit_checkpoints import CheckpointAudit, require_continued
 from privyseal_ca.ledger.audit_crls import CrlAudit
 from privyseal_ca.ledger.audit_errors import AuditError, wrong, wrong_about
+from privyseal_ca.ledger.audit_restores import RestoreAudit
 from privyseal_ca.ledger.audit_revocations import RevocationAudit
 from privyseal_ca.ledger.audit_tables import (
     count_certificates,
@@ -30,6 +31,7 @@ from privyseal_ca.ledger.audit_tables import (
     row_agrees,
     unrecorded_certificates,
 )
+from privyseal_ca.ledger.cosignatures import CosignatureVerifier
 from privyseal_ca.ledger.entries import Kind, Payload, decode_entry
 from privyseal_ca.ledger.log import StoredEntry, entries, size
 from privyseal_ca.ledger.note import Checkpoint
@@ -62,6 +64,8 @@ class AuditReport:
     tiles: int = 0
     #: The checkpoint kept elsewhere that the ledger continues, if one was given.
     since: Checkpoint | None = None
+    #: Certificates that are known by their entries only, since a restore brought back these entries.
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,8 @@ class Auditor:
     """One check of a ledger.
 
     ``issued_entry`` rebuilds the ``certificate.issued`` entry from a certificate's DER; ``progress`` is told how many
-    entries of how many have been checked. ``since`` is a verified checkpoint that the ledger has to continue.
+    entries of how many have been checked. ``since`` is a verified checkpoint that the ledger has to continue. Cosignatures by
+    ``witnesses`` have to be right.
     """
 
     def __init__(
@@ -109,6 +114,7 @@ class Auditor:
         expected: Expected | None = None,
         since: Checkpoint | None = None,
         progress: Progress | None = None,
+        witnesses: Sequence[CosignatureVerifier] = (),
     ) -> None:
         self._store = store
         self._issued_entry = issued_entry
@@ -122,10 +128,11 @@ class Auditor:
         self._above: dict[str, list[x509.Certificate]] = {}
         self._own_roots: set[str] = set()
         self._revocations = RevocationAudit(self._seen.ca_serials)
+        self._restores = RestoreAudit()
         self._crls = CrlAudit(
             store, certificates_of=lambda ca: self._above.get(ca, ()), is_own=lambda ca: ca in self._cas
         )
-        self._checkpoints = CheckpointAudit()
+        self._checkpoints = CheckpointAudit(witnesses)
         self._checks: dict[Kind, Callable[[Transaction, int, dict[str, Any]], None]] = {
             Kind.INTENT: self._intent,
             Kind.ISSUED: self._issued,
@@ -136,7 +143,9 @@ class Auditor:
             Kind.KEY_BLOCKED: self._revocations.key_blocked,
             Kind.REVOCATION_STARTED: self._revocations.job_started,
             Kind.REVOCATION_FINISHED: self._revocations.job_finished,
+            Kind.REVOCATION_RESTORED: self._revocations.revocation_restored,
             Kind.CRL_PUBLISHED: self._crls.published,
+            Kind.AUTHORITY_RESTORED: self._restored,
         }
 
     async def run(self) -> AuditReport:
@@ -168,6 +177,7 @@ class Auditor:
             checkpoints=self._checkpoints.checkpoints,
             tiles=self._checkpoints.tiles,
             since=self._since,
+            lost=self._restores.lost,
         )
 
     def _begin(self, transaction: Transaction) -> int:
@@ -254,6 +264,15 @@ class Auditor:
         row = find_certificate(transaction, serial)
         if row is None or row.ledger_index != index:
             raise wrong_here("has no row in the certificates table")
+        # By these two certificates are selected to be revoked, or spared.
+        if (row.requester, row.profile) != (intent.requester, intent.profile):
+            raise wrong_here("has a row whose requester or profile is not that of its intent")
+        self._seen.issued += 1
+        if row.der == b"":
+            if not row_agrees(row, payload):
+                raise wrong_here("has a row whose columns are not those of the entry")
+            self._restores.certificate_lost(index, serial)
+            return
         try:
             rebuilt = self._issued_entry(row.der)
             certificate = x509.load_der_x509_certificate(row.der)
@@ -263,12 +282,8 @@ class Auditor:
             raise wrong_here("does not follow from the certificate in its row")
         if not row_agrees(row, payload) or not pointers_agree(row, certificate):
             raise wrong_here("has a row whose columns are not those of the certificate")
-        # By these two certificates are selected to be revoked, or spared.
-        if (row.requester, row.profile) != (intent.requester, intent.profile):
-            raise wrong_here("has a row whose requester or profile is not that of its intent")
         if not any(_signed_by(certificate, issuer) for issuer in self._cas.get(payload["issuer"], ())):
             raise wrong_here("is for a certificate that its issuer did not sign")
-        self._seen.issued += 1
 
     def _abandoned(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
         self._close(index, Kind.ABANDONED, members["payload"])
@@ -288,11 +303,15 @@ class Auditor:
             self._load_cas(transaction)  # it may be newer than this check
             found = self._find_ca(payload["id"], fingerprint)
         if found is None:
-            raise wrong_here("is for a certificate that no issuer has")
-        if _tbs_sha256(found) != payload["tbs_sha256"] or f"{found.serial_number:032x}" != serial:
+            self._restores.ca_lost(index, fingerprint)
+        elif _tbs_sha256(found) != payload["tbs_sha256"] or f"{found.serial_number:032x}" != serial:
             raise wrong_here("does not follow from the certificate")
         self._seen.ca_certificates.add(fingerprint)
         self._seen.ca_serials[serial] = issuer
+
+    def _restored(self, _: Transaction, index: int, members: dict[str, Any]) -> None:
+        self._restores.restored(index, members["payload"])
+        self._crls.restored(index)
 
     def _find_ca(self, issuer_id: str, fingerprint: str) -> x509.Certificate | None:
         return next((ca for ca in self._cas.get(issuer_id, ()) if _sha256(ca) == fingerprint), None)
@@ -335,6 +354,7 @@ class Auditor:
         return end, in_flight
 
     def _compare(self, in_flight: set[str]) -> None:
+        self._restores.compare()
         self._revocations.compare()
         self._crls.compare()
         for serial in sorted(self._seen.open.keys() ^ in_flight):

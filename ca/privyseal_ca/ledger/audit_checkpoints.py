@@ -10,6 +10,7 @@ else has been checked is compared in a second, short reading.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -19,6 +20,7 @@ from privyseal_ca.errors import LedgerError
 from privyseal_ca.ledger.audit_errors import AuditError
 from privyseal_ca.ledger.checkpoint_rows import latest_checkpoint, newest_row
 from privyseal_ca.ledger.checkpoints import ORIGIN_FACT, VKEY_FACT
+from privyseal_ca.ledger.cosignatures import CosignatureVerifier, cosignatures
 from privyseal_ca.ledger.note import Checkpoint, NoteVerifier, open_note
 from privyseal_ca.ledger.tile_store import verified_leaves
 from privyseal_ca.ledger.tiles import HEIGHT, WIDTH, hash_tile
@@ -118,10 +120,11 @@ class CheckpointAudit:
     """The check of ``ledger_checkpoint`` and ``ledger_tile`` against the entries.
 
     ``look`` and ``compare_size`` come before the entries, ``append`` with each of them; then ``look`` and ``compare_size``
-    once more, and ``finish`` at the end.
+    once more, and ``finish`` at the end. Cosignatures by ``witnesses`` have to be right; those by others are ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, witnesses: Sequence[CosignatureVerifier] = ()) -> None:
+        self._witnesses = witnesses
         #: How many of each have been found right.
         self.checkpoints = 0
         self.tiles = 0
@@ -265,7 +268,7 @@ class CheckpointAudit:
         if signed:
             log = _log(transaction)
             for row, note in signed:
-                _compare_note(row, note, log)
+                _compare_note(row, note, log, self._witnesses)
         self._rows.extend(rows)
 
     def _compare_root(self, row: _Row) -> None:
@@ -284,13 +287,14 @@ def _log(transaction: Transaction) -> _Log:
         raise AuditError(f"The fact {VKEY_FACT} is malformed: {error.message}") from error
 
 
-def _compare_note(row: _Row, note: object, log: _Log) -> None:
-    """The note of a row says what the row does, and is signed by the log."""
+def _compare_note(row: _Row, note: object, log: _Log, witnesses: Sequence[CosignatureVerifier]) -> None:
+    """The note of a row says what the row does, is signed by the log, and by whom it says of these witnesses."""
     if not isinstance(note, bytes):  # SQLite keeps whatever type somebody puts into a column
         raise _about(row.size, "has a note that is malformed")
     try:
         text, _ = open_note(note, [log.verifier])
         found = Checkpoint.parse(text)
+        cosignatures(note, witnesses)
     except LedgerError as error:
         raise _about(row.size, f"has a note that does not open under the log's key: {error.message}") from error
     if found.origin != log.origin:

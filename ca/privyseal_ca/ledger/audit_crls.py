@@ -97,6 +97,8 @@ class CrlAudit:
         self._is_own = is_own
         #: By issuer and scope, index and payload of the newest entry.
         self._newest: dict[_Key, tuple[int, Payload]] = {}
+        #: Index of the newest ``authority.restored``: what was published before may have been withdrawn with it.
+        self._restored = -1
         #: Rows that are newer than the entries so far.
         self._awaited: dict[_Key, CrlRow] = {}
         #: How many current CRLs were found right, delta CRLs not counted.
@@ -110,7 +112,9 @@ class CrlAudit:
         before = self._newest.get(key)
         if not _SCOPE.fullmatch(key[1]):
             raise wrong(index, f"{said} names a scope that cannot be")
-        if payload["number"] <= (before[1]["number"] if before else 0):
+        # What a restore withdrew may be published again as it was.
+        again = before is not None and before[0] < self._restored and payload["sha256"] == before[1]["sha256"]
+        if payload["number"] + again <= (before[1]["number"] if before else 0):
             raise wrong(index, f"{said} has the number {payload['number']}, which does not follow the one before")
         if not (before[1]["through"] if before else 0) <= payload["through"] <= index:
             raise wrong(index, f"{said} has revocations up to {payload['through']}, which does not fit its place")
@@ -124,6 +128,10 @@ class CrlAudit:
             del self._awaited[key]
             self._compare_row(awaited)
 
+    def restored(self, index: int) -> None:
+        """``authority.restored``."""
+        self._restored = index
+
     async def contents(self) -> None:
         """Compare the current CRLs with the entries so far and with the revocations.
 
@@ -133,7 +141,7 @@ class CrlAudit:
         """
         rows = {(row.issuer_id, row.scope): row for row in await self._store.read(all_crls) if row.number}
         for key, (index, payload) in self._newest.items():
-            if key not in rows:
+            if key not in rows and index > self._restored:
                 raise wrong(index, f"({Kind.CRL_PUBLISHED}) is for the CRL {payload['number']}, which is not kept")
         for row in rows.values():
             checked = await self._check(row)

@@ -73,6 +73,18 @@ class RevocationAudit:
             # Once there was no entry of its own for that.
             self._blocked.add(certificate.spki_sha256)
 
+    def revocation_restored(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
+        """``revocation.restored``: what a CRL listed, of a certificate that may not be known here."""
+        payload: Payload = members["payload"]
+        serial, issuer = payload["serial"], payload["issuer"]
+        self._add(index, (issuer, serial))
+        row = find_revocation(transaction, issuer, serial)
+        if row is None:
+            raise wrong_about(index, Kind.REVOCATION_RESTORED, serial, "is not on the revocation list")
+        said = payload["revoked_at"], payload["reason"], payload["not_after"], payload["crl_shard"], index
+        if (row.revoked_at, row.reason or 0, row.not_after, row.crl_shard, row.ledger_index) != said:
+            raise wrong_about(index, Kind.REVOCATION_RESTORED, serial, "has a row whose columns differ from it")
+
     def issuer_revoked(self, transaction: Transaction, index: int, members: dict[str, Any]) -> None:
         """``issuer.revoked``."""
         payload: Payload = members["payload"]

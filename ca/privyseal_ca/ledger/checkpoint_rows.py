@@ -30,6 +30,11 @@ _SET_NOTE = Statement(
         _checkpoint.c.note.is_(None),
     )
 )
+_REPLACE_NOTE = Statement(
+    update(_checkpoint)
+    .values(note=bindparam("new_note"))
+    .where(_checkpoint.c.size == bindparam("signed"), _checkpoint.c.note == bindparam("old_note"))
+)
 _DELETE = Statement(delete(_checkpoint).where(_checkpoint.c.size == bindparam("old")))
 
 
@@ -88,3 +93,11 @@ def publish(transaction: Transaction, row: CheckpointRow, note: bytes, now: int)
     if before is not None and CheckpointRow(*before).signed_at // _HOUR == now // _HOUR:
         transaction.execute(_DELETE, old=before[0])
     return True
+
+
+def replace_note(transaction: Transaction, size: int, old: bytes, new: bytes) -> bool:
+    """Put ``new`` in the place of the note ``old`` of the checkpoint of ``size``: the same text with more signatures.
+
+    False when the checkpoint is not there or has another note by now.
+    """
+    return bool(transaction.execute(_REPLACE_NOTE, new_note=new, signed=size, old_note=old))

@@ -7,12 +7,16 @@ A checkpoint comes about in three steps, each of which may be the last before a 
    at that size the same. Then size and root of the new one are committed, without a note.
 3. The token signs exactly that, the signature is verified, and the note is committed. Only then is it there for readers.
 
+Between the token and the commit witnesses are asked for their cosignatures, where there are any. They are waited for a
+moment at most; later ones are merged into the note that is published already, whose text never changes.
+
 A row without a note is a promise to sign nothing else: whoever finds one signs the same size and root again. That is safe
 although the token may have signed before, for the statement is the same; so an uncertain signature is not the end of it,
 as it is with certificates. Between steps 2 and 3 a note exists in this process only, and nothing reads it from there.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -21,8 +25,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from privyseal_ca.clock import Clock
-from privyseal_ca.errors import LedgerError, SignerError
+from privyseal_ca.errors import LedgerBehindError, LedgerError, SignerError, StoreError
 from privyseal_ca.hsm.signer import PrivateKey, SigningKey
+from privyseal_ca.ledger.ca_entries import find_ca_entry
 from privyseal_ca.ledger.checkpoint_rows import (
     CheckpointRow,
     StoredCheckpoint,
@@ -30,8 +35,11 @@ from privyseal_ca.ledger.checkpoint_rows import (
     latest_checkpoint,
     newest_row,
     publish,
+    replace_note,
     stage,
 )
+from privyseal_ca.ledger.cosignatures import merged
+from privyseal_ca.ledger.cosigning import Cosigner, Seen, consistency, require_seen
 from privyseal_ca.ledger.log import entries, lock_head, size
 from privyseal_ca.ledger.note import Checkpoint, NoteVerifier, note_with
 from privyseal_ca.ledger.proofs import Receipt, inclusion_proof, verify_inclusion
@@ -67,8 +75,12 @@ _log = structlog.get_logger("ledger")
 ORIGIN_FACT: Final = "ledger-origin"
 #: The fact that holds the verification key of the newest checkpoint, for those who read the database without a token.
 VKEY_FACT: Final = "ledger-vkey"
+#: How many seconds a checkpoint may be late before that is told.
+_OVERDUE: Final = 30
 #: How many tiles, of 8 KiB each, are stored in one transaction.
 _BATCH: Final = 16
+#: Checkpoints of witnesses that are remembered because the ledger contradicts them; one suffices.
+_MOST_EVIDENCE: Final = 32
 _HINT: Final = (
     "Nothing is signed until the ledger is what it was. Compare the database with its backups and with the checkpoints "
     "kept elsewhere; `privyseal ledger verify` says what is wrong inside it."
@@ -88,15 +100,20 @@ def tile_data(transaction: Transaction, path: TilePath) -> bytes | None:
 def receipt_for(transaction: Transaction, serial: str) -> Receipt | None:
     """The receipt of the certificate ``serial`` (32 lower-case hex digits): its entry's proof and the newest checkpoint.
 
-    ``None`` when there is no such certificate, or no checkpoint covers its entry yet.
+    That of a CA's own certificate has its entry as extra data, which cannot be rebuilt from the certificate alone. ``None``
+    when there is no such certificate, or no checkpoint covers its entry yet.
 
     Raises:
         LedgerError: the proof would not verify: the database is not what was signed.
     """
     certificate = find_certificate(transaction, serial)
-    if certificate is None:
+    entry_of_ca = find_ca_entry(transaction, serial) if certificate is None else None
+    if certificate is not None:
+        index = certificate.ledger_index
+    elif entry_of_ca is not None:
+        index = entry_of_ca.index
+    else:
         return None
-    index = certificate.ledger_index
     checkpoint = checkpoint_covering(transaction, index)
     if checkpoint is None:
         return None
@@ -105,14 +122,14 @@ def receipt_for(transaction: Transaction, serial: str) -> Receipt | None:
     if stored is None or stored.index != index:
         raise LedgerError(f"The ledger lacks entry {index}.", hint=_HINT)
     verify_inclusion(leaf_hash(stored.entry), index, checkpoint.size, proof, checkpoint.root)
-    return Receipt(index, tuple(proof), checkpoint.note)
+    return Receipt(index, tuple(proof), checkpoint.note, entry_of_ca.entry if entry_of_ca is not None else b"")
 
 
 class Checkpointer:
     """Signs a checkpoint whenever the ledger has grown. Any number of processes may do so at the same time.
 
     ``key`` is the log's own, ``origin`` its name. ``kept`` is a checkpoint that was kept outside of the database, if there
-    is one: the ledger must have grown from it too (promise P8).
+    is one: the ledger must have grown from it too (promise P8). ``cosigner`` asks the witnesses, when there are any.
 
     Raises:
         LedgerError: ``key`` is of a kind that notes do not have, or ``origin`` cannot stand in them.
@@ -127,6 +144,7 @@ class Checkpointer:
         clock: Clock,
         metrics: Metrics,
         kept: Checkpoint | None = None,
+        cosigner: Cosigner | None = None,
     ) -> None:
         if kept is not None and kept.origin != origin:
             raise LedgerError(
@@ -140,7 +158,14 @@ class Checkpointer:
         self._verifier = NoteVerifier.for_key(origin, key.public_key)
         #: The newest that is known of other than from the database, which may be put back to an earlier state.
         self._kept = kept
+        self._cosigner = cosigner
+        #: Whether the witnesses were asked what they have seen: once, before this process signs anything.
+        self._asked = cosigner is None
+        #: What witnesses have shown and the ledger has not grown from. Compared again each time: a database may come back.
+        self._evidence: tuple[Seen, ...] = ()
         self._refused = ""
+        #: Since when the token or the database does not do what a checkpoint needs, and why.
+        self._failing: tuple[float, str] | None = None
 
     @property
     def verifier(self) -> NoteVerifier:
@@ -149,8 +174,25 @@ class Checkpointer:
 
     @property
     def refused(self) -> str:
-        """Why nothing is signed although the token works; empty while the ledger is what was signed before."""
-        return self._refused
+        """Why nothing is signed although the token works; empty while the ledger is what was signed before.
+
+        Also why issuance has to wait although checkpoints are signed: too few witnesses cosign, and that was set to count.
+        """
+        return self._refused or ("" if self._cosigner is None else self._cosigner.standing)
+
+    @property
+    def overdue(self) -> str:
+        """Why there has been no checkpoint for longer than a moment; empty while there is one. Issuance goes on meanwhile."""
+        if self._failing is None:
+            return ""
+        since, why = self._failing
+        seconds = self._clock.now() - since
+        return f"no checkpoint could be signed for {seconds:.0f} seconds: {why}" if seconds > _OVERDUE else ""
+
+    async def close(self) -> None:
+        """Ask no witness any more. What was signed stays as it is; may be called twice."""
+        if self._cosigner is not None:
+            await self._cosigner.close()
 
     async def sign_due(self) -> bool:
         """Sign and publish a checkpoint when there is none of the ledger's size; whether one was published.
@@ -165,28 +207,38 @@ class Checkpointer:
         """
         try:
             published = await self._sign_due()
+        except (SignerError, StoreError) as error:
+            self._failing = self._failing or (self._clock.now(), error.message)
+            raise
         except LedgerError as error:
             if self._refused != error.message:
                 self._refused = error.message
+                self._metrics.checkpoint_refused.set(1)
                 _log.error("the ledger is not what was signed", error=str(error))
             raise
         self._refused = ""
+        self._failing = None
+        self._metrics.checkpoint_refused.set(0)
         return published
 
     async def _sign_due(self) -> bool:
         end, newest = await self._store.read(self._look)
+        self._evidence = ()
         self._metrics.ledger_entries.set(end)
         since = 0
         if newest is not None and newest.note is not None:
             self._remember(newest)
             since = newest.size
         if end == since:
+            if newest is not None and newest.note is not None:
+                await self._cosign_published(newest, newest.note)
             return False
+        await self._ask_first()
         await self._store_tiles(end, since)
         row = await self._store.write(partial(self._stage, end))
         if row is None:
             return False
-        note = await self._sign(row)
+        note = await self._cosigned(row, await self._sign(row))
         now = int(self._clock.now())
         if not await self._store.write(partial(self._publish, row, note, now)):
             return False
@@ -195,6 +247,7 @@ class Checkpointer:
 
     def _look(self, transaction: Transaction) -> tuple[int, CheckpointRow | None]:
         """The ledger's size and its newest checkpoint, compared before tiles are made of what has come since."""
+        require_seen(transaction, self._evidence)
         end, newest = size(transaction), newest_row(transaction)
         if self._kept is not None:
             if end < self._kept.size:
@@ -207,6 +260,42 @@ class Checkpointer:
         if newest is not None and (newest.note is None or newest.size != end):
             _require(transaction, end, newest.size, newest.root)
         return end, newest
+
+    async def _ask_first(self) -> None:
+        """Compare the ledger with what its witnesses have seen, before this process signs for the first time (promise P8)."""
+        if not self._asked and self._cosigner is not None:
+            await self._compare(await self._cosigner.seen())
+            self._asked = True
+
+    async def _cosigned(self, row: CheckpointRow, note: bytes) -> bytes:
+        """``note`` with the cosignatures that arrive in time. What it says is durable already, so that it may be shown."""
+        if self._cosigner is None:
+            return note
+        checkpoint = Checkpoint(self._origin, row.size, row.root)
+        cosigned = await self._cosigner.cosign(note, checkpoint, self._proof(row.size))
+        await self._compare(cosigned.seen)
+        return merged(note, cosigned.lines)
+
+    async def _cosign_published(self, row: CheckpointRow, note: bytes) -> None:
+        """Add to the newest checkpoint the cosignatures that did not arrive in time."""
+        if self._cosigner is None:
+            return
+        checkpoint = Checkpoint(self._origin, row.size, row.root)
+        cosigned = await self._cosigner.cosign(note, checkpoint, self._proof(row.size), wait=False)
+        await self._compare(cosigned.seen)
+        if cosigned.lines:
+            new = merged(note, cosigned.lines)
+            await self._store.write(partial(replace_note, size=row.size, old=note, new=new))
+
+    def _proof(self, new: int) -> Callable[[int], Awaitable[list[bytes]]]:
+        return lambda old: self._store.read(partial(consistency, old=old, new=new))
+
+    async def _compare(self, seen: Sequence[Seen]) -> None:
+        """The ledger has grown from what witnesses have seen of it. Raises LedgerError, now and until it has."""
+        if seen:
+            self._evidence = (*self._evidence, *seen)[-_MOST_EVIDENCE:]
+            await self._store.read(partial(require_seen, seen=seen))
+            self._evidence = tuple(item for item in self._evidence if item not in seen)
 
     async def _store_tiles(self, end: int, since: int) -> None:
         """Store the tiles of the first ``end`` entries, and verify the leaf hashes of the rest from ``since`` on.
@@ -303,7 +392,9 @@ def _require(transaction: Transaction, end: int, known: int, root: bytes) -> Non
 
 
 def _shrank(end: int, known: int) -> LedgerError:
-    return LedgerError(f"The ledger has {end} entries, fewer than the {known} that were signed before.", hint=_HINT)
+    return LedgerBehindError(
+        f"The ledger has {end} entries, fewer than the {known} that were signed before.", hint=_HINT
+    )
 
 
 def _changed(known: int) -> LedgerError:

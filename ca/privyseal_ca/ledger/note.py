@@ -30,8 +30,10 @@ MAX_NAME: Final = 255
 MAX_SIZE: Final = 2**63 - 1
 
 _HASH_BYTES: Final = 32
-_KEY_ID_BYTES: Final = 4
-_DASH: Final = "\u2014 "
+#: Bytes of a key id.
+KEY_ID_BYTES: Final = 4
+#: What a signature line begins with: U+2014 and a space.
+DASH: Final = "\u2014 "
 _CONTROL: Final = re.compile("[\x00-\x09\x0b-\x1f]")
 _DECIMAL: Final = re.compile("0|[1-9][0-9]{0,18}")
 _KEY_ID: Final = re.compile("[0-9a-f]{8}")
@@ -94,11 +96,11 @@ class NoteVerifier:
             LedgerError: another kind of key; or a name that is empty, longer than 255 bytes of UTF-8, or has a space, a
                 plus or a control character.
         """
-        _check_name(name)
+        check_name(name)
         kind, encoded = _encoded(public_key)
         # An ECDSA key has the same id under every name (C2SP signed-note, type 0x02).
         hashed = encoded if kind == _ECDSA else name.encode() + b"\n" + kind + encoded
-        return cls(name, hashlib.sha256(hashed).digest()[:_KEY_ID_BYTES], public_key)
+        return cls(name, hashlib.sha256(hashed).digest()[:KEY_ID_BYTES], public_key)
 
     @classmethod
     def parse(cls, vkey: str) -> Self:
@@ -161,7 +163,7 @@ def note_with(text: str, verifier: NoteVerifier, signature: bytes) -> bytes:
         raise LedgerError("A note's text consists of lines, each with its end and without control characters.")
     if not verifier.verify(message, signature):
         raise LedgerError(f"The signature is not by the key {verifier.name}+{verifier.key_id.hex()}.")
-    line = f"{_DASH}{verifier.name} {encode_base64(verifier.key_id + signature)}\n"
+    line = f"{DASH}{verifier.name} {encode_base64(verifier.key_id + signature)}\n"
     note = message + b"\n" + line.encode()
     if len(note) > MAX_NOTE:
         raise LedgerError(f"A note has at most {MAX_NOTE} bytes.")
@@ -178,11 +180,11 @@ def open_note(note: bytes, verifiers: Iterable[NoteVerifier]) -> tuple[str, list
             the same one, none by any, or two different keys with the same name and id.
     """
     known = _by_name_and_id(verifiers)
-    text, lines = _split(note)
+    text, lines = split_note(note)
     message = text.encode()
     signed: list[NoteVerifier] = []
     for line in lines:
-        name, key_id, signature = _signature(line)
+        name, key_id, signature = signature_of(line)
         verifier = known.get((name, key_id))
         if verifier is None:
             continue
@@ -265,7 +267,8 @@ def _utf8(text: str, what: str) -> bytes:
         raise LedgerError(f"The {what} is not Unicode text.") from error
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse, by a LedgerError, what cannot be a key's name (C2SP signed-note)."""
     spaced = any(character.isspace() for character in name[: MAX_NAME + 1])
     if not name or "+" in name or spaced or _CONTROL.search(name) or len(_utf8(name, "key's name")) > MAX_NAME:
         raise LedgerError(f"A key's name has 1 to {MAX_NAME} bytes, no spaces, no plus and no control characters.")
@@ -302,8 +305,12 @@ def _by_name_and_id(verifiers: Iterable[NoteVerifier]) -> dict[tuple[str, bytes]
     return known
 
 
-def _split(note: bytes) -> tuple[str, list[str]]:
-    """Text and signature lines: the last empty line is between them."""
+def split_note(note: bytes) -> tuple[str, list[str]]:
+    """Text and signature lines: the last empty line is between them.
+
+    Raises:
+        LedgerError: malformed, larger than 1 MiB, or more than 100 signatures.
+    """
     if len(note) > MAX_NOTE:
         raise LedgerError(f"A note has at most {MAX_NOTE} bytes.")
     try:
@@ -321,13 +328,13 @@ def _split(note: bytes) -> tuple[str, list[str]]:
     return whole[: end + 1], lines
 
 
-def _signature(line: str) -> tuple[str, bytes, bytes]:
-    """Name, key id and signature of a signature line."""
-    name, space, encoded = line.removeprefix(_DASH).partition(" ")
-    if not line.startswith(_DASH) or not space:
+def signature_of(line: str) -> tuple[str, bytes, bytes]:
+    """Name, key id and signature of a signature line, without its end. Raises LedgerError when it is none."""
+    name, space, encoded = line.removeprefix(DASH).partition(" ")
+    if not line.startswith(DASH) or not space:
         raise LedgerError("A signature line of the note is malformed.")
-    _check_name(name)
+    check_name(name)
     data = decode_base64(encoded, "signature of the note")
-    if len(data) <= _KEY_ID_BYTES:
+    if len(data) <= KEY_ID_BYTES:
         raise LedgerError("A signature of the note is too short.")
-    return name, data[:_KEY_ID_BYTES], data[_KEY_ID_BYTES:]
+    return name, data[:KEY_ID_BYTES], data[KEY_ID_BYTES:]

@@ -45,6 +45,18 @@ class Metrics:
         self.ready = Gauge(
             "privyseal_ready", "Whether each part is usable (1) or not (0).", ("part",), registry=self.registry
         )
+        self.token_up = Gauge(
+            "privyseal_token_up",
+            "Whether any of the open keys can be used in the token (1) or not (0).",
+            ("token",),
+            registry=self.registry,
+        )
+        self.token_keys = Gauge(
+            "privyseal_token_keys",
+            "Open keys that are used in this token now, and not in another that has them too.",
+            ("token",),
+            registry=self.registry,
+        )
         self.parked = Gauge(
             "privyseal_orders_processing", "Orders that wait for their certificate.", registry=self.registry
         )
@@ -57,6 +69,8 @@ class Metrics:
         self._add_ocsp()
         self._add_watch()
         self._add_ledger()
+        self._add_exports()
+        self._add_witnesses()
 
     def _add_crls(self) -> None:
         self.crls_published = Counter("privyseal_crls_published", "CRLs published.", registry=self.registry)
@@ -140,6 +154,75 @@ class Metrics:
         self.ledger_checkpoint_seconds = Gauge(
             "privyseal_ledger_checkpoint_seconds",
             "When the newest checkpoint was signed, in seconds since the epoch.",
+            registry=self.registry,
+        )
+
+    def _add_witnesses(self) -> None:
+        self.checkpoint_refused = Gauge(
+            "privyseal_checkpoint_refused",
+            "Whether no checkpoint is signed because the ledger is not what was signed or witnessed before (1) or not (0).",
+            registry=self.registry,
+        )
+        self.checkpoint_cosignatures = Gauge(
+            "privyseal_checkpoint_cosignatures",
+            "Witnesses that have cosigned the newest checkpoint.",
+            registry=self.registry,
+        )
+        self.checkpoint_quorum = Gauge(
+            "privyseal_checkpoint_quorum",
+            "Whether as many witnesses as the quorum asks for have cosigned the newest checkpoint (1) or not (0).",
+            registry=self.registry,
+        )
+        # Where nobody asks for one, it is never missing.
+        self.checkpoint_quorum.set(1)
+        self.witness_up = Gauge(
+            "privyseal_witness_up",
+            "Whether the witness did what it was last asked for (1) or not (0).",
+            ("witness",),
+            registry=self.registry,
+        )
+
+    def _add_exports(self) -> None:
+        self.export_lag = Gauge(
+            "privyseal_export_lag_entries",
+            "Entries of the ledger that an export has not handed over for certain.",
+            ("name",),
+            registry=self.registry,
+        )
+        self.export_age = Gauge(
+            "privyseal_export_age_seconds",
+            "Seconds since an export last moved, or saw that there was nothing to hand over.",
+            ("name",),
+            registry=self.registry,
+        )
+        self.export_problem = Gauge(
+            "privyseal_export_problem",
+            "Whether an export does not go on (1) or does (0).",
+            ("name",),
+            registry=self.registry,
+        )
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)
+
+
+class WitnessMetrics:
+    """The metrics of one witness (``privyseal witness serve``)."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.answers = Counter(
+            "privyseal_witness_answers",
+            "Checkpoints that were submitted, by HTTP status of the answer.",
+            ("code",),
+            registry=self.registry,
+        )
+        self.logs = Gauge("privyseal_witness_logs", "Logs that are watched.", registry=self.registry)
+        self.conflicts = Gauge(
+            "privyseal_witness_conflicts",
+            "Checkpoints kept as evidence that contradict what was cosigned: proven, unproven.",
+            ("kind",),
             registry=self.registry,
         )
 

@@ -4,8 +4,12 @@ package main
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,6 +58,72 @@ func open(question struct {
 		names = append(names, signature.Name)
 	}
 	return map[string]any{"text": opened.Text, "names": names}, nil
+}
+
+// A witness's key, for cosignature/v1 as C2SP tlog-cosignature has it: an Ed25519 signature over the time and the note's text.
+type witness struct {
+	name string
+	id   uint32
+	key  ed25519.PublicKey
+	time uint64
+}
+
+func (w *witness) Name() string    { return w.name }
+func (w *witness) KeyHash() uint32 { return w.id }
+func (w *witness) Verify(text, signature []byte) bool {
+	if len(signature) != 8+ed25519.SignatureSize {
+		return false
+	}
+	w.time = binary.BigEndian.Uint64(signature)
+	message := fmt.Sprintf("cosignature/v1\ntime %d\n%s", w.time, text)
+	return ed25519.Verify(w.key, []byte(message), signature[8:])
+}
+
+func newWitness(vkey string) (*witness, error) {
+	parts := strings.SplitN(vkey, "+", 3)
+	if len(parts) != 3 {
+		return nil, errors.New("malformed witness key")
+	}
+	key, err := base64.StdEncoding.DecodeString(parts[2])
+	if err != nil || len(key) != 33 || key[0] != 4 {
+		return nil, errors.New("no cosignature key")
+	}
+	hash := sha256.Sum256(append([]byte(parts[0]+"\n"), key...))
+	if hex.EncodeToString(hash[:4]) != parts[1] {
+		return nil, errors.New("wrong key id")
+	}
+	return &witness{name: parts[0], id: binary.BigEndian.Uint32(hash[:4]), key: key[1:]}, nil
+}
+
+// The text of a note that this log and these witnesses signed, and when each witness did.
+func cosigned(question struct {
+	Note      string
+	Vkey      string
+	Witnesses []string
+}) (any, error) {
+	verifier, err := note.NewVerifier(question.Vkey)
+	if err != nil {
+		return nil, err
+	}
+	verifiers, times := []note.Verifier{verifier}, map[string]uint64{}
+	witnesses := map[string]*witness{}
+	for _, vkey := range question.Witnesses {
+		known, err := newWitness(vkey)
+		if err != nil {
+			return nil, err
+		}
+		verifiers, witnesses[known.name] = append(verifiers, known), known
+	}
+	opened, err := note.Open([]byte(question.Note), note.VerifierList(verifiers...))
+	if err != nil {
+		return nil, err
+	}
+	for _, signature := range opened.Sigs {
+		if known := witnesses[signature.Name]; known != nil {
+			times[signature.Name] = known.time
+		}
+	}
+	return map[string]any{"text": opened.Text, "times": times}, nil
 }
 
 // A note with that text and a signature by a new key of each of these names.
@@ -296,7 +366,7 @@ func answer[Question any](work func(Question) (any, error)) func() (any, error) 
 func main() {
 	commands := map[string]func() (any, error){
 		"open": answer(open), "sign": answer(sign), "parse": answer(parse), "tiles": answer(tiles), "prove": answer(prove),
-		"check": answer(check), "uniform": answer(uniform), "audit": answer(audit),
+		"check": answer(check), "cosigned": answer(cosigned), "uniform": answer(uniform), "audit": answer(audit),
 	}
 	result, err := commands[os.Args[1]]()
 	if err != nil {
