@@ -9,10 +9,14 @@ import click
 
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of
+from privyseal_ca.cli.ledger_export import export, exports
+from privyseal_ca.cli.ledger_monitor import monitor
+from privyseal_ca.cli.ledger_outside import audit
 from privyseal_ca.cli.ledger_proofs import key_text, proof, verify_proof, vkey
 from privyseal_ca.issuance.record import issued_entry
 from privyseal_ca.ledger.audit import Auditor, AuditReport, Expected
 from privyseal_ca.ledger.audit_checkpoints import opened_since
+from privyseal_ca.ledger.cosignatures import CosignatureVerifier
 from privyseal_ca.ledger.entries import decode_entry
 from privyseal_ca.ledger.log import StoredEntry, entries
 from privyseal_ca.ledger.note import MAX_NOTE, Checkpoint
@@ -92,12 +96,19 @@ def verify(invocation: Invocation, expect: Expected | None, since: BinaryIO | No
     note = None if since is None else since.read(MAX_NOTE + 1)
 
     async def work() -> AuditReport:
-        async with opened_store(settings_of(invocation)) as store:
+        settings = settings_of(invocation)
+        witnesses = [CosignatureVerifier.parse(witness.vkey) for witness in settings.ledger.witnesses]
+        async with opened_store(settings) as store:
             kept: Checkpoint | None = None
             if note is not None:
                 kept = await store.read(partial(opened_since, note=note, vkey=verifier_key))
             auditor = Auditor(
-                store, issued_entry=issued_entry, expected=expect, since=kept, progress=_Teller(invocation)
+                store,
+                issued_entry=issued_entry,
+                expected=expect,
+                since=kept,
+                progress=_Teller(invocation),
+                witnesses=witnesses,
             )
             return await auditor.run()
 
@@ -113,6 +124,7 @@ def verify(invocation: Invocation, expect: Expected | None, since: BinaryIO | No
         "in_flight": report.in_flight,
         "checkpoints": report.checkpoints,
         "tiles": report.tiles,
+        "lost": report.lost,
     }
     lines = [f"{name.replace('_', ' '):<16} {value}" for name, value in document.items()]
     kept = report.since
@@ -122,7 +134,7 @@ def verify(invocation: Invocation, expect: Expected | None, since: BinaryIO | No
     invocation.result(document, "\n".join([*lines, "ok"]))
 
 
-for _command in (vkey, proof, verify_proof):
+for _command in (vkey, proof, verify_proof, export, exports, audit, monitor):
     ledger.add_command(_command)
 
 

@@ -61,6 +61,22 @@ class LedgerCheckpoint(SQLModel, table=True):
     signed_at: int = Field(sa_column=Column(BigInteger, nullable=False))
 
 
+class LedgerExport(SQLModel, table=True):
+    """How far an export of the ledger has come. Only `privyseal ledger export` writes here."""
+
+    __tablename__ = "ledger_export"
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    #: The index of the first entry that was not handed over for certain.
+    next: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: When it moved last, or when it was last seen that nothing was left to hand over.
+    updated_at: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: Why it does not go on; NULL while it does.
+    problem: str | None = Field(sa_column=Column(Text))
+
+    __table_args__ = _CLUSTERED
+
+
 class Issuer(SQLModel, table=True):
     """A CA key: the root or an issuing intermediate. ``id`` is the hex of its subject key identifier."""
 

@@ -1,6 +1,8 @@
 """Fetching what others may have changed: bounded in octets, redirects and seconds (promise P12)."""
 
 import asyncio
+import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
@@ -11,11 +13,14 @@ from aiohttp import (
     ClientResponse,
     ClientSession,
     DummyCookieJar,
+    TCPConnector,
     TooManyRedirects,
 )
 from yarl import URL
 
 REDIRECTS: Final = 3
+#: What a server answers that is busy, or behind a proxy that does not reach it: the same request may succeed later.
+_PASSING: Final = frozenset({429, 502, 503, 504})
 _PIECE: Final = 64 * 1024
 
 
@@ -34,6 +39,12 @@ class Fetched:
     etag: str = ""
     unchanged: bool = False
     """Whether it is what the ETag stands for that was sent."""
+    status: int = 0
+    """The HTTP status; 0 when there was none."""
+    passing: bool = False
+    """Whether the failure may pass: the other side was not reached, was slow, or asks to be tried again."""
+    retry_after: str = ""
+    """The header of that name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +58,17 @@ class Bounds:
     seconds: float
 
 
-def new_session() -> ClientSession:
-    """A session that takes nothing from the environment and remembers nothing."""
+def new_session(*, agent: str = "privyseal-watcher", trust: ssl.SSLContext | None = None) -> ClientSession:
+    """A session that takes nothing from the environment and remembers nothing.
+
+    ``trust`` says whose certificates count for https; without it, those that the machine trusts.
+    """
     return ClientSession(
+        connector=TCPConnector(ssl=trust) if trust is not None else None,
         trust_env=False,
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,
-        headers={"Accept-Encoding": "identity", "User-Agent": "privyseal-watcher"},
+        headers={"Accept-Encoding": "identity", "User-Agent": agent},
     )
 
 
@@ -65,11 +80,18 @@ async def fetch(
     post: bytes | None = None,
     content_type: str = "",
     etag: str = "",
+    headers: Mapping[str, str] | None = None,
+    redirects: int = REDIRECTS,
 ) -> Fetched:
-    """GET ``url``, which is sent as it is, or POST ``post`` to it. Never raises for what the other side does."""
-    headers = {"Content-Type": content_type} if post is not None else {}
+    """GET ``url``, which is sent as it is, or POST ``post`` to it. Never raises for what the other side does.
+
+    ``headers`` are sent besides; whoever sends a secret follows no ``redirects``.
+    """
+    sent = dict(headers or {})
+    if post is not None:
+        sent["Content-Type"] = content_type
     if etag:
-        headers["If-None-Match"] = etag
+        sent["If-None-Match"] = etag
     if bounds.seconds <= 0:
         return Fetched("was not fetched: others took too long")
     try:
@@ -79,17 +101,23 @@ async def fetch(
                 "GET" if post is None else "POST",
                 URL(url, encoded=True),
                 data=post,
-                headers=headers,
-                max_redirects=REDIRECTS,
+                headers=sent,
+                allow_redirects=redirects > 0,
+                max_redirects=redirects,
             ) as response,
         ):
             if response.status == 304 and etag:
                 return Fetched(unchanged=True, cache_control=response.headers.get("Cache-Control", ""), etag=etag)
             if response.status != 200:
-                return Fetched(f"is answered with HTTP status {response.status}")
+                return Fetched(
+                    f"is answered with HTTP status {response.status}",
+                    status=response.status,
+                    passing=response.status in _PASSING,
+                    retry_after=response.headers.get("Retry-After", ""),
+                )
             return await _read(response, bounds)
     except (TimeoutError, ClientError, ValueError) as error:
-        return Fetched(_failure(error, bounds))
+        return Fetched(_failure(error, bounds), passing=isinstance(error, TimeoutError | ClientConnectionError))
 
 
 def _failure(error: Exception, bounds: Bounds) -> str:
@@ -111,7 +139,7 @@ async def _read(response: ClientResponse, bounds: Bounds) -> Fetched:
         size += len(piece)
         if size > bounds.most:
             response.close()
-            return Fetched(f"is longer than {bounds.most} octets")
+            return Fetched(f"is longer than {bounds.most} octets", status=response.status)
         digest.update(piece)
         if size <= bounds.keep:
             pieces.append(piece)
@@ -125,4 +153,5 @@ async def _read(response: ClientResponse, bounds: Bounds) -> Fetched:
         content_type=headers.get("Content-Type", "").partition(";")[0].strip().lower(),
         cache_control=headers.get("Cache-Control", ""),
         etag=headers.get("ETag", ""),
+        status=response.status,
     )
