@@ -6,11 +6,13 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
 from privyseal_acme.background import begin, in_background, repeat
-from privyseal_acme.checkpointing import open_checkpointer
+from privyseal_acme.checkpointing import CheckpointKeeper, open_checkpointer
+from privyseal_acme.decisions import record_decisions
 from privyseal_acme.flow.accounts import AccountFlow
 from privyseal_acme.flow.authorizations import AuthorizationFlow
 from privyseal_acme.flow.certificates import CertificateFlow
@@ -33,7 +35,7 @@ from privyseal_acme.protocol.urls import Urls, new_id
 from privyseal_acme.publication import Publication, open_publication
 from privyseal_acme.readiness import readiness_check
 from privyseal_acme.server_tls import ServerTls
-from privyseal_acme.store.nonces import Nonces
+from privyseal_acme.store.nonces import Nonces, swept_until
 from privyseal_acme.validation.validator import Validator
 from privyseal_acme.web.app import acme_app
 from privyseal_acme.web.authenticate import Authenticator
@@ -46,10 +48,12 @@ from privyseal_ca.errors import (
     ServiceLockLostError,
     StoreError,
 )
+from privyseal_ca.export.figures import export_figures
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.issuance.authority import Authority
 from privyseal_ca.issuance.lint import Linter
 from privyseal_ca.ledger.access import entries_access
+from privyseal_ca.ledger.ca_entries import index_ca_entries
 from privyseal_ca.ledger.checkpoints import Checkpointer
 from privyseal_ca.ledger.entries import SERVICE_ACTOR, Kind, Payload, encode_entry
 from privyseal_ca.ledger.log import append
@@ -75,6 +79,8 @@ _TLS_SECONDS = 60.0
 _LOCK_SECONDS = 2.0
 #: A checkpoint covers every entry within a second (DESIGN section 2 step 6).
 _CHECKPOINT_SECONDS = 0.5
+_KEPT_SECONDS = 5.0
+_EXPORT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -178,12 +184,14 @@ async def _open_foundation(settings: Settings, parts: Parts, stack: AsyncExitSta
         random_bytes=random_bytes,
         metrics=metrics,
     )
+    nonce_store = await open_nonce_store(settings, store, stack)
     nonces = Nonces(
-        store=await open_nonce_store(settings, store, stack),
+        store=nonce_store,
         key=await nonce_key(store, wrapping_key),
         lifetime=settings.acme.nonce_lifetime,
         clock=clock,
         random_bytes=random_bytes,
+        swept=await nonce_store.read(swept_until),
     )
     return _Foundation(context, hsm, nonces, lock)
 
@@ -199,11 +207,16 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         foundation = await _open_foundation(settings, parts or Parts(), stack)
         context, nonces = foundation.context, foundation.nonces
         checkpointer = await open_checkpointer(context, foundation.hsm)
+        stack.push_async_callback(checkpointer.close)
+        keeper = CheckpointKeeper(context)
         # The last entries as well are to be proved while no service runs.
+        stack.push_async_callback(begin, "keeping the newest checkpoint", keeper.keep)
         stack.push_async_callback(_sign_last, checkpointer)
         # P4: whatever an earlier process left between intent and certificate ends before anything new begins.
         await _record(context, Kind.SERVICE_STARTED, await _started(context))
         stack.push_async_callback(_record_end, context)
+        await record_decisions(context, os.environ, new_id(context.random_bytes(16)))
+        await index_ca_entries(context.store)
 
         anchors = await load_anchors(context.store, settings.home)
         publication = await open_publication(context, foundation.hsm, anchors, stack)
@@ -234,7 +247,9 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
 
         await publication.begin()
         await begin("checkpoints", checkpointer.sign_due)
-        readiness = readiness_check(context, foundation.hsm, publication.reason, lambda: checkpointer.refused)
+        readiness = readiness_check(
+            context, foundation.hsm, publication.reason, lambda: checkpointer.refused, lambda: checkpointer.overdue
+        )
         status = status_app(
             anchors,
             context.metrics,
@@ -264,6 +279,12 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
                 repeat(_SWEEP_SECONDS, "nonce sweep", nonces.sweep),
                 repeat(_SWEEP_SECONDS, "closing of intents", context.authority.close_intents),
                 repeat(_CHECKPOINT_SECONDS, "checkpoints", checkpointer.sign_due),
+                repeat(_KEPT_SECONDS, "keeping the newest checkpoint", keeper.keep),
+                repeat(
+                    _EXPORT_SECONDS,
+                    "figures of exports",
+                    partial(export_figures, context.store, context.metrics, context.clock),
+                ),
                 *publication.background(),
             ],
         )

@@ -26,6 +26,8 @@ from privyseal_ca.errors import PrivySealError, StatusUnavailableError, StoreUna
 from privyseal_ca.ledger.access import entries_access
 from privyseal_ca.ledger.log import size
 from privyseal_ca.ledger.served import LedgerSource, StoredLedger
+from privyseal_ca.recovery.facts import restored_fact, unsettled
+from privyseal_ca.recovery.guard import check_outside
 from privyseal_ca.revocation.anchors import PublishedCertificates, ended_issuers, published_certificates
 from privyseal_ca.revocation.canary import current_canaries
 from privyseal_ca.revocation.folder import FolderStatus
@@ -101,6 +103,8 @@ async def status_running(
     Raises:
         StoreUnavailableError: the database is away.
         StatusUnavailableError: the folder is away, or nothing was published in it yet.
+        LedgerBehindError: the database is behind what is kept outside, or was restored and not settled: it may lack
+            revocations (promise P8).
         ConfigurationError: the settings cannot be used as they are.
     """
     clock = clock or SystemClock()
@@ -112,6 +116,11 @@ async def status_running(
             origin = await _Folder.opened(folder, settings, clock)
         else:
             store = await stack.enter_async_context(reading(settings))
+            fact = await store.read(restored_fact)
+            if fact is not None:
+                raise unsettled(fact)
+            if not away:
+                await check_outside(store, settings, clock=clock)
             origin = await _Database.opened(store, settings, clock, metrics)
         issuers = dict(origin.certificates.issuers)
         watcher = Watcher(
@@ -317,12 +326,13 @@ def _readiness(
 
     async def check() -> Readiness:
         parts = {
-            **away,
             origin.part: origin.problem,
             "status": status_reason(
                 origin.crls, clock, None, ended=ended_issuers(origin.certificates.issuers, clock.now())
             ),
             "public": watcher.reason(),
+            # Last: that the origin can be read now does not bring back a service that could not start by it.
+            **away,
         }
         for part, reason in parts.items():
             metrics.ready.labels(part).set(0 if reason else 1)

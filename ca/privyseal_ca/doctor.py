@@ -4,7 +4,7 @@ import http.client
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -17,13 +17,15 @@ from privyseal_ca.ceremony.certificates import fingerprint, subject_key_identifi
 from privyseal_ca.ceremony.files import is_private
 from privyseal_ca.ceremony.initialise import ROOT_PIN, ceremony_state, make_hsm, make_store, pin_reader
 from privyseal_ca.ceremony.keys import WRAPPING_KEY_FACT, attested_spki_sha256
+from privyseal_ca.ceremony.ledger_key import KEY_FACT as LEDGER_KEY_FACT
 from privyseal_ca.ceremony.roots import roots
 from privyseal_ca.ceremony.transcript import FINISHED
 from privyseal_ca.clock import Clock, rfc3339
 from privyseal_ca.config import ROOTS_FILE, Settings
-from privyseal_ca.errors import PrivySealError, StatusUnavailableError
+from privyseal_ca.errors import PrivySealError, SignerError, StatusUnavailableError
 from privyseal_ca.hsm.attributes import spki_sha256
 from privyseal_ca.hsm.pin import CREDENTIAL
+from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.hsm.softhsm import use_embedded
 from privyseal_ca.hsm.uri import KeyUri
 from privyseal_ca.issuance.profile import load_profiles
@@ -32,6 +34,9 @@ from privyseal_ca.ledger.audit_tables import end_of_ledger
 from privyseal_ca.ledger.crl_reader import CrlReader, MalformedCrlError
 from privyseal_ca.ledger.entries import decode_entry
 from privyseal_ca.ledger.log import entries
+from privyseal_ca.recovery.facts import restored_fact, unsettled
+from privyseal_ca.recovery.guard import require_continuation
+from privyseal_ca.recovery.outside import log_identity, look_outside
 from privyseal_ca.revocation.published import FULL
 from privyseal_ca.sections import parse_listener
 from privyseal_ca.store.backends import Backend, backend_for
@@ -40,6 +45,7 @@ from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import IssuerRow, all_issuers, chains, find_fact
 from privyseal_ca.store.migrate import schema_is_current
 from privyseal_ca.store.ocsp import ResponderRow, all_responders
+from privyseal_ca.store.statement import Transaction
 
 _SOON = 90 * 86400
 _ROOT_CRL_SOON = 60 * 86400
@@ -102,6 +108,7 @@ class Doctor:
             await store.open()
             issuers = await store.read(all_issuers)
             yield await _guarded("ledger", lambda: self._check_ledger(store))
+            yield await _guarded("outside", lambda: self._check_outside(store))
             for issuer in issuers:
                 pems = await store.read(partial(chains, issuer_id=issuer.id))
                 yield self._check_validity(issuer, pems)
@@ -166,6 +173,9 @@ class Doctor:
                 if issuer.state in {"active", "pending"}:
                     yield await _guarded(f"key {issuer.name}", partial(check_key, issuer))
             yield await _guarded("wrapping key", check_wrapping_key)
+            if hsm.replicated and schema_is_current(self._settings.database_url):
+                async for finding in _examine_replicas(hsm, await store.read(_further_keys)):
+                    yield finding
         finally:
             await hsm.close()
 
@@ -250,6 +260,32 @@ class Doctor:
                 "Set the clock.",
             )
         return Finding(Level.OK, "ledger", f"{found[0]} entries, the last at {written}; {len(found[2])} in flight")
+
+    async def _check_outside(self, store: Store) -> Finding:
+        fact = await store.read(restored_fact)
+        if fact is not None:
+            raise unsettled(fact)
+        found = await look_outside(self._settings, await store.read(log_identity))
+        await require_continuation(store, found)
+        silent = "; ".join(f"{place} {reason}" for place, reason in found.silent)
+        if silent:
+            return Finding(
+                Level.WARN,
+                "outside",
+                f"no checkpoint: {silent}",
+                "Look whether ledger.outside and witnesses are right.",
+            )
+        newest = max((seen.checkpoint.size for seen in found.seen), default=None)
+        if newest is None:
+            return Finding(
+                Level.OK,
+                "outside",
+                "nobody keeps checkpoints of this ledger",
+                "With ledger.outside or witnesses, an older database that is put back is noticed.",
+            )
+        return Finding(
+            Level.OK, "outside", f"the ledger continues the newest checkpoint that is kept, of {newest} entries"
+        )
 
     def _check_validity(self, issuer: IssuerRow, pems: list[str]) -> Finding:
         what = f"issuer {issuer.name}"
@@ -339,6 +375,29 @@ class Doctor:
 
     def _backend(self) -> Backend:
         return backend_for(self._settings.database_url, durable=True, timeout=self._settings.database.timeout)
+
+
+def _further_keys(transaction: Transaction) -> list[str]:
+    """The URIs of the keys of OCSP responders and of the ledger."""
+    ledger = find_fact(transaction, LEDGER_KEY_FACT)
+    return [*(row.key_uri for row in all_responders(transaction)), *([ledger] if ledger else [])]
+
+
+async def _examine_replicas(hsm: Hsm, uris: Sequence[str]) -> Findings:
+    """Each token with the keys that it has. Those of the issuers and the wrapping key are open; ``uris`` are the others."""
+    for uri in uris:
+        # What cannot be opened anywhere is named by the examination of the tokens that follows.
+        with suppress(SignerError):
+            await hsm.open_signing_key(uri)
+    with suppress(SignerError):
+        await hsm.probe()
+    for token in hsm.tokens():
+        message = f"has {', '.join(sorted(token.keys)) or 'none of the keys'}"
+        hint = "See the section on two tokens in docs/operations.md; the other tokens serve meanwhile."
+        if token.reason:
+            yield Finding(Level.WARN, f"token {token.uri}", f"{message}. {token.reason}", hint)
+        else:
+            yield Finding(Level.OK, f"token {token.uri}", message)
 
 
 async def _is_revoked_above(store: Store, crls: Mapping[str, CrlRow], pems: Sequence[str]) -> bool:

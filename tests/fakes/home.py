@@ -110,6 +110,8 @@ def settings_factory(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
         merged: dict[str, Any] = {name: dict(section) for name, section in document.items()}
         own: Mapping[str, Mapping[str, Any]] = {
             "database": {"url": f"sqlite:///{database}"},
+            # A home has one database; here many have the same home.
+            "ledger": {"kept_checkpoint": f"{database}.checkpoint"},
             "server": {"https": f"{LOOPBACK}:{free_port()}", "http": f"{LOOPBACK}:{free_port()}"},
             "validation": {"http_port": free_port(), "tls_port": free_port()},
         }

@@ -189,6 +189,17 @@ async def test_an_issuer_that_has_ended_needs_no_new_crl(
     assert answer.code == (200 if reason == "ok" else 503)
 
 
+async def test_a_database_that_can_be_read_makes_no_service_ready(rows: StatusRows, tmp_path: Path) -> None:
+    """This stands in the place of a service that could not start by it."""
+    settings = rows.home(tmp_path / "status")
+    server = settings.server.model_copy(update={"http": f"{LOOPBACK}:0"})
+    settings = settings.model_copy(update={"server": server})
+    async with status_running(settings, folder=None, away={"database": "it takes no changes"}) as service:
+        answer = await asyncio.to_thread(get, f"http://127.0.0.1:{service.http_port}/readyz")
+    assert answer.code == 503
+    assert json.loads(answer.body)["parts"]["database"] == "it takes no changes"
+
+
 def test_a_database_that_is_away_at_the_start_is_waited_for(rows: StatusRows, tmp_path: Path) -> None:
     file = Path(rows.url.removeprefix("sqlite:///"))
     file.rename(tmp_path / "away")

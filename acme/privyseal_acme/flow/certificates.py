@@ -19,6 +19,7 @@ from privyseal_acme.store.accounts import AccountRow
 from privyseal_ca.clock import rfc3339
 from privyseal_ca.issuance.issuers import chain_pem
 from privyseal_ca.issuance.record import serial_text
+from privyseal_ca.revocation.lost import adopt, is_certificate_of, is_lost
 from privyseal_ca.revocation.revoke import KEY_COMPROMISE, SUBSCRIBER_REASONS, revoke_with_key
 from privyseal_ca.store.certificates import (
     CertificateRow,
@@ -60,6 +61,8 @@ class CertificateFlow:
         der, issuer_id, requester = found
         if requester != account.actor:
             raise unauthorized("The certificate belongs to another account.")
+        if not der:
+            raise malformed("The certificate was lost when this server was restored: order it anew.", status=404)
         chains = self._context.authority.issuers.chains(issuer_id)
         if index >= len(chains):
             raise malformed("The certificate has no such chain.", status=404)
@@ -78,8 +81,10 @@ class CertificateFlow:
 
         def unit(transaction: Transaction) -> list[str]:
             row = find_certificate(transaction, serial_text(certificate.serial_number))
-            if row is None or row.der != der:
+            if row is None or not is_certificate_of(transaction, row, der):
                 raise malformed("The certificate was not issued here.", status=404)
+            if is_lost(row):
+                row = adopt(transaction, row, der)
             reasons = SUBSCRIBER_REASONS
             if account is None:
                 if key is None or key.spki_sha256 != row.spki_sha256:

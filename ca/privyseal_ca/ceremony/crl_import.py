@@ -12,7 +12,7 @@ from privyseal_ca.ceremony.root_crl import publish
 from privyseal_ca.ceremony.transcript import Transcript
 from privyseal_ca.errors import ConfigurationError
 from privyseal_ca.revocation.published import FULL
-from privyseal_ca.store.crls import CrlRow, find_crl, unpublished
+from privyseal_ca.store.crls import CrlRow, find_crl, newest_part, unpublished
 from privyseal_ca.store.issuers import IssuerRow, all_issuers, chains
 from privyseal_ca.store.statement import Transaction
 
@@ -67,6 +67,10 @@ async def import_crl(transcript: Transcript, crl: x509.CertificateRevocationList
     number = _check(crl, now=transcript.clock.now())
     before = await transcript.store.read(lambda tx: find_crl(tx, identifier, FULL)) or unpublished(identifier, FULL)
     this_update = int(crl.last_update_utc.timestamp())
+    # What a restore withdrew may be taken in again, and nothing older.
+    withdrawn = 0 if before.number else await transcript.store.read(lambda tx: newest_part(tx, identifier, FULL))
+    if number < withdrawn:
+        raise _refused(f"its number {number} is below {withdrawn}, that of the one before", "Give a newer one.")
     if number <= before.number:
         raise _refused(f"its number {number} is not above {before.number}, that of the one before", "Give a newer one.")
     if this_update < before.this_update:

@@ -17,7 +17,9 @@ from privyseal_ca.store.statement import Transaction
 
 #: The fact that holds the key's URI.
 KEY_FACT: Final = "ledger-key"
-_LABEL_FACT: Final = "ledger-label"
+#: The fact that holds its label, and what every such label begins with.
+LABEL_FACT: Final = "ledger-label"
+LABEL: Final = "ledger-"
 _TAG_OCTETS: Final = 4
 
 
@@ -76,8 +78,8 @@ def _label(transaction: Transaction, random_bytes: Callable[[int], bytes]) -> st
     """The key's label, chosen once. Its random part keeps it apart from the key of a database that was restored to before
     there was one: labels are never used twice.
     """
-    label = find_fact(transaction, _LABEL_FACT)
+    label = find_fact(transaction, LABEL_FACT)
     if label is None:
-        label = f"ledger-{random_bytes(_TAG_OCTETS).hex()}"
-        set_fact(transaction, _LABEL_FACT, label)
+        label = f"{LABEL}{random_bytes(_TAG_OCTETS).hex()}"
+        set_fact(transaction, LABEL_FACT, label)
     return label

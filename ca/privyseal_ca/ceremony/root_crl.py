@@ -37,6 +37,7 @@ from privyseal_ca.store.crls import (
     add_part,
     find_crl,
     listed_from,
+    newest_part,
     remove_parts,
     replace_crl,
     reserve_crls,
@@ -81,6 +82,8 @@ class _Basis:
     through: int
     #: What the root has revoked.
     revoked: tuple[ListedRow, ...]
+    #: The highest number that was ever used: after a restore, that of a CRL which is lost (promise P8).
+    number: int
 
 
 async def renew_root_crl(transcript: Transcript, root: Root) -> CrlRow:
@@ -105,7 +108,7 @@ async def renew_root_crl(transcript: Transcript, root: Root) -> CrlRow:
     ended = min(previous.this_update, now)
     revoked = [row for row in basis.revoked if row.not_after >= ended or row.ledger_index >= previous.through]
     row = previous._replace(
-        number=previous.number + 1,
+        number=basis.number + 1,
         this_update=this_update,
         next_update=min(this_update + int(LIFETIME.total_seconds()), end),
         entries=len(revoked),
@@ -153,9 +156,13 @@ async def publish(transcript: Transcript, row: CrlRow, der: bytes, *, old_number
         "through": row.through,
     }
 
+    scope = (row.issuer_id, row.scope)
+
     def unit(transaction: Transaction) -> None:
-        reserve_crls(transaction, [(row.issuer_id, row.scope)])
+        reserve_crls(transaction, [scope])
         replace_crl(transaction, row, old_number=old_number)
+        if not old_number:  # a restore may have left an empty piece with the number of the CRL that it withdrew
+            remove_parts(transaction, *scope, first=0, below=row.number + 1, kept=-1, count=_MAX_PIECES)
         for position, begin in enumerate(range(0, len(der), _PIECE)):
             piece = der[begin : begin + _PIECE]
             add_part(transaction, Part(row.issuer_id, row.scope, row.number, 0, position, piece))
@@ -277,7 +284,8 @@ def _basis(transaction: Transaction, root_id: str) -> _Basis:
     revoked = listed_from(transaction, root_id, None, through=through, after=(0, ""), count=_MAX_ENTRIES + 1)
     if len(revoked) > _MAX_ENTRIES:
         raise ConfigurationError(f"The root has revoked more than {_MAX_ENTRIES} CAs.", hint="Make a new root.")
-    return _Basis(previous, through, tuple(revoked))
+    number = max(previous.number, newest_part(transaction, root_id, FULL))
+    return _Basis(previous, through, tuple(revoked), number)
 
 
 def _builder(root: Root, row: CrlRow, revoked: list[ListedRow]) -> x509.CertificateRevocationListBuilder:

@@ -1,19 +1,27 @@
 """``privyseal cert``."""
 
+import ssl
+from functools import partial
+from pathlib import Path
+
 import click
 import orjson
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from privyseal_ca.ceremony.imports import read_certificates
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
-from privyseal_ca.cli.issued import document_of, named, require_certificate, state_of
+from privyseal_ca.cli.issued import Named, document_of, named, require_certificate, state_of
 from privyseal_ca.cli.revoke import jobs, revoke
 from privyseal_ca.cli.text import table, when
+from privyseal_ca.issuance.record import serial_text
+from privyseal_ca.revocation.lost import adopt, is_lost
 from privyseal_ca.store.certificates import CertificateRow, RevocationRow, find_revocation, list_certificates
 from privyseal_ca.store.statement import Transaction
 
 _MAX_LISTED = 10_000
+_LOST = "The certificate itself was lost in a restore: `privyseal cert adopt FILE` takes it back from whoever has it."
 
 
 @click.group("cert", cls=Group)
@@ -48,7 +56,7 @@ def list_command(invocation: Invocation, name: str, after: str, count: int, **op
             [
                 (
                     row.serial,
-                    state_of(row, revocation, now),
+                    state_of(row, revocation, now) + (" (lost)" if is_lost(row) else ""),
                     when(row.not_after),
                     row.profile,
                     " ".join(orjson.loads(row.names)),
@@ -72,10 +80,39 @@ def show(invocation: Invocation, certificate: str) -> None:
 
     row, revocation = run(work())
     now = int(surroundings_of(invocation).clock.now())
-    pem = x509.load_der_x509_certificate(row.der).public_bytes(Encoding.PEM).decode()
+    pem = None if is_lost(row) else ssl.DER_cert_to_PEM_cert(row.der)
     members = document_of(row, revocation, now)
     lines = [f"{key:<14} {' '.join(value) if isinstance(value, list) else value}" for key, value in members.items()]
-    invocation.result({**members, "pem": pem}, "\n".join([*lines, pem.rstrip()]))
+    invocation.result({**members, "pem": pem}, "\n".join([*lines, pem.rstrip() if pem else _LOST]))
+
+
+@cert.command("adopt")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@pass_invocation
+def adopt_command(invocation: Invocation, file: Path) -> None:
+    """Give certificates back that were lost in a restore.
+
+    FILE holds one or more, as their owners have them. Each must be the very one that the ledger's entry is of.
+    """
+    ders = [certificate.public_bytes(Encoding.DER) for certificate in read_certificates(file)]
+
+    def unit(transaction: Transaction, der: bytes) -> tuple[str, bool]:
+        serial = serial_text(x509.load_der_x509_certificate(der).serial_number)
+        row, _ = require_certificate(transaction, Named(serial, der))
+        if is_lost(row):
+            adopt(transaction, row, der)
+            return serial, True
+        return serial, False
+
+    async def work() -> list[tuple[str, bool]]:
+        async with opened_store(settings_of(invocation)) as store:
+            return [await store.write(partial(unit, der=der)) for der in ders]
+
+    found = run(work())
+    invocation.result(
+        [{"serial": serial, "adopted": adopted} for serial, adopted in found],
+        "\n".join(f"{serial} {'adopted' if adopted else 'was here'}" for serial, adopted in found),
+    )
 
 
 cert.add_command(revoke)

@@ -18,6 +18,7 @@ from privyseal_ca.errors import ConfigurationError
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.hsm.softhsm import use_embedded
 from privyseal_ca.ledger.entries import operator_actor
+from privyseal_ca.recovery.facts import restored_fact, unsettled
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
 
@@ -47,8 +48,10 @@ def surroundings_of(invocation: Invocation) -> Surroundings:
 
 
 @asynccontextmanager
-async def opened_store(settings: Settings) -> AsyncIterator[Store]:
+async def opened_store(settings: Settings, *, settling: bool = False) -> AsyncIterator[Store]:
     """The database of an authority whose ceremony is finished.
+
+    After a restore it refuses every change until that is settled (promise P8); ``settling`` is for who does that.
 
     Raises:
         ConfigurationError: there is none.
@@ -63,6 +66,9 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
     store = make_store(backend, settings)
     await store.open()
     try:
+        fact = None if settling else await store.read(restored_fact)
+        if fact is not None:
+            store.refusal = partial(unsettled, fact)
         yield store
     finally:
         await store.close()

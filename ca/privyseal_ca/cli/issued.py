@@ -12,6 +12,7 @@ from privyseal_ca.ceremony.imports import read_certificates
 from privyseal_ca.cli.text import moment
 from privyseal_ca.errors import PolicyError
 from privyseal_ca.issuance.record import serial_text
+from privyseal_ca.revocation.lost import is_certificate_of, is_lost
 from privyseal_ca.store.certificates import CertificateRow, RevocationRow, find_certificate, find_revocation
 from privyseal_ca.store.statement import Transaction
 
@@ -51,7 +52,7 @@ def require_certificate(transaction: Transaction, wanted: Named) -> tuple[Certif
     """
     serial, der = wanted
     row = find_certificate(transaction, serial)
-    if row is not None and der not in {None, row.der}:
+    if row is not None and der is not None and not is_certificate_of(transaction, row, der):
         raise PolicyError(
             f"The certificate in the file was not issued here; another one with its serial {serial} was.",
             hint="Ask where the file comes from. If the other one is meant, give its serial.",
@@ -85,4 +86,5 @@ def document_of(row: CertificateRow, revocation: RevocationRow | None, now: int)
         "ledger_index": row.ledger_index,
         "revoked_at": moment(revocation.revoked_at) if revocation else None,
         "reason": (revocation.reason or 0) if revocation else None,
+        "lost": is_lost(row),
     }

@@ -19,6 +19,7 @@ from privyseal_ca.doctor import service_state
 from privyseal_ca.errors import ConfigurationError, LedgerError, StatusUnavailableError, StoreError
 from privyseal_ca.ledger.audit_tables import count_certificates
 from privyseal_ca.ledger.log import size
+from privyseal_ca.recovery.facts import restored_fact, unsettled
 from privyseal_ca.revocation.folder_publisher import FolderPublisher
 from privyseal_ca.revocation.folder_writer import FolderWriter
 from privyseal_ca.store.issuers import all_issuers, chains
@@ -54,6 +55,9 @@ def publish(invocation: Invocation, folder: Path, watch: bool) -> None:
 
     async def work() -> FolderPublisher:
         async with reading(settings) as store:
+            fact = await store.read(restored_fact)
+            if fact is not None:
+                raise unsettled(fact)
             with FolderWriter(folder) as writer:
                 publisher = FolderPublisher(
                     store=store, writer=writer, settings=settings, clock=clock, progress=invocation.progress

@@ -179,10 +179,13 @@ class Authority:
                 actor=requester.actor,
                 correlation=requester.correlation,
                 payload={
+                    # Where its revocation is told: with these two, a restore can rebuild the row without the certificate (P8).
+                    "crl_shard": linted.template.crl_shard,
                     "issuer": issuer.id,
                     "names": names_text(request.names),
                     "not_after": linted.template.not_after,
                     "not_before": linted.template.not_before,
+                    "ocsp": request.profile.ocsp,
                     "profile": request.profile.name,
                     "profile_sha256": request.profile.digest,
                     "purpose": requester.purpose,

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, TypeVar
 
-from privyseal_ca.errors import StoreError, StoreUnavailableError
+from privyseal_ca.errors import PrivySealError, StoreError, StoreUnavailableError
 from privyseal_ca.store.backends import Backend, ServiceLock
 from privyseal_ca.store.lone_reader import LoneReader
 from privyseal_ca.store.statement import Transaction
@@ -96,6 +96,8 @@ class Store:
         self._commits = 0
         #: Whether the last use of the database went well; readiness is derived from it.
         self.available = False
+        #: Gives the error for every change, where none may be made now.
+        self.refusal: Callable[[], PrivySealError] | None = None
 
     async def open(self) -> None:
         """Connect.
@@ -158,6 +160,8 @@ class Store:
             raise StoreUnavailableError(
                 "This process only reads the database.", hint="Changes are made by the service and by other commands."
             )
+        if self.refusal is not None:
+            raise self.refusal()
         if self._closing:
             raise StoreUnavailableError("The service is stopping.", hint="Try again in a moment.")
         if len(self._waiting) >= self._limit:

@@ -7,7 +7,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import create_engine, event
+from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -24,12 +24,9 @@ def migrate(url: str) -> None:
         StoreUnavailableError: the database cannot be reached or changed, or is newer than this program.
     """
     engine = _engine(url)
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
     try:
         with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            upgrade(connection, "head")
     except SQLAlchemyError as error:
         raise StoreUnavailableError(
             f"The database's schema cannot be brought up to date: {str(error).splitlines()[0]}.",
@@ -42,6 +39,19 @@ def migrate(url: str) -> None:
         ) from error
     finally:
         engine.dispose()
+
+
+def upgrade(connection: Connection, revision: str) -> None:
+    """Bring the schema to ``revision``, or ``head``, inside the transaction of ``connection``."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def known_revisions() -> frozenset[str]:
+    """Every revision of the schema that this program knows."""
+    return frozenset(script.revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions())
 
 
 def schema_is_current(url: str) -> bool:
