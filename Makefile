@@ -6,8 +6,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Of `make chaos`: how many kills, and what chooses the moments (empty: a new one, which is printed).
+ROUNDS ?= 300
+SEED ?=
 
-.PHONY: help setup setup-test run demo test lint bench docs lock format clean
+.PHONY: help setup setup-test run demo test lint bench chaos docs lock format clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -45,6 +48,9 @@ bench: setup-test ## what a certificate, an OCSP answer and a CRL cost, and how 
 	$(BIN)/python tests/bench/orders.py
 	$(BIN)/python tests/bench/status.py
 	$(BIN)/python tests/bench/crls.py
+
+chaos: setup-test ## kill and break a real service under load, hundreds of times, and count the cost (ROUNDS, SEED)
+	PYTHONPATH=tests $(BIN)/python -m chaos --rounds "$(ROUNDS)" --seed "$(SEED)"
 
 docs: setup ## write docs/configuration.md anew from the settings classes
 	$(BIN)/privyseal config docs >docs/configuration.md
