@@ -44,6 +44,8 @@ from privyseal_ca.clock import Clock, SystemClock
 from privyseal_ca.config import Settings
 from privyseal_ca.errors import (
     ConfigurationError,
+    LedgerBehindError,
+    LedgerError,
     PrivySealError,
     ServiceLockLostError,
     StoreError,
@@ -75,7 +77,8 @@ _READY_SECONDS = 10.0
 _SWEEP_SECONDS = 60.0
 #: How often validations are looked for that were stored and not begun, as when a commit's answer is lost.
 _RESUME_SECONDS = 15.0
-_TLS_SECONDS = 60.0
+#: Often enough that a certificate from before a clock was set right is not in the way for long.
+_TLS_SECONDS = 5.0
 _LOCK_SECONDS = 2.0
 #: A checkpoint covers every entry within a second (DESIGN section 2 step 6).
 _CHECKPOINT_SECONDS = 0.5
@@ -102,8 +105,9 @@ class Service:
     validations: ValidationQueue
     publication: Publication
     tls: ServerTls
-    #: Set when another service has claimed the database: this one must stop.
+    #: Set when another service has claimed the database, or it was put back: this one must stop.
     lost: asyncio.Event
+    keeper: CheckpointKeeper
     #: The bound ports, for when the settings said 0.
     https_port: int
     http_port: int
@@ -123,7 +127,7 @@ async def _record(context: Context, kind: Kind, payload: Payload) -> None:
 async def _record_end(context: Context) -> None:
     try:
         await _record(context, Kind.SERVICE_STOPPED, {})
-    except StoreError as error:
+    except (StoreError, LedgerError) as error:
         _log.warning("the end of the service is not in the ledger", error=str(error))
 
 
@@ -271,7 +275,7 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
             stack,
             [
                 desk.run(),
-                _keep(foundation.lock, lost),
+                _keep(foundation.lock, keeper, lost),
                 repeat(_TLS_SECONDS, "server certificate", tls.renew_if_due),
                 repeat(_PROBE_SECONDS, "token probe", foundation.hsm.probe),
                 repeat(_READY_SECONDS, "readiness", readiness),
@@ -291,7 +295,7 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         await stack.enter_async_context(https)
         # Last: a readiness probe that is answered finds everything else answering.
         await stack.enter_async_context(http)
-        yield Service(context, desk, validations, publication, tls, lost, https.port, http.port)
+        yield Service(context, desk, validations, publication, tls, lost, keeper, https.port, http.port)
 
 
 async def _started(context: Context) -> Payload:
@@ -307,14 +311,18 @@ async def _started(context: Context) -> Payload:
     }
 
 
-async def _keep(lock: ServiceLock, lost: asyncio.Event) -> None:
-    """Watch over the service's claim on the database until another service has it."""
+async def _keep(lock: ServiceLock, keeper: CheckpointKeeper, lost: asyncio.Event) -> None:
+    """Watch over the service's claim on the database until another service has it, or the database is an older one."""
     while not lost.is_set():
         await asyncio.sleep(_LOCK_SECONDS)
         try:
             await asyncio.to_thread(lock.keep)
+            await keeper.watch()
         except ServiceLockLostError as error:
             _log.error("the database belongs to another service", error=str(error))
+            lost.set()
+        except LedgerBehindError as error:
+            _log.error("the database is not what it was", error=str(error))
             lost.set()
         except PrivySealError as error:
             _log.warning("the claim on the database cannot be checked", error=str(error))

@@ -98,6 +98,10 @@ class ProfileRefusedError(PolicyError):
     """A profile that does not exist, or that does not fit what is asked of it."""
 
 
+class IssuerNotValidError(PrivySealError):
+    """The issuer's certificate is not valid at the time that the clock says: either of them has to be put right first."""
+
+
 class AlreadyRevokedError(PolicyError):
     """The certificate was revoked before."""
 

@@ -87,9 +87,9 @@ def table(outcomes: Sequence[Outcome], seed: str, seconds: float) -> str:
     for outcome in outcomes:
         retries = sum(outcome.retries.values())
         lines.append(
-            f"{outcome.name}: {outcome.programs} certificates by lego, {outcome.revoked} revoked, {outcome.abandoned} serials "
-            f"abandoned, {outcome.checkpoints} checkpoints seen, {outcome.proofs} consistency proofs, {outcome.crls} CRLs seen, "
-            f"{retries} retries, {len(outcome.breaches)} breaches"
+            f"{outcome.name}: {f'{outcome.programs} certificates by lego, ' if outcome.programs else ''}{outcome.revoked} revoked, "
+            f"{outcome.abandoned} serials abandoned, {outcome.checkpoints} checkpoints seen, {outcome.proofs} consistency proofs, "
+            f"{outcome.crls} CRLs seen, {retries} retries, {len(outcome.breaches)} breaches"
         )
     lines.append(f"seed {seed}, {seconds:.0f} s")
     return "\n".join(lines)

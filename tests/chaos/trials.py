@@ -17,8 +17,6 @@ from chaos.watch import Watch, Watcher
 from chaos.world import ZONE, World
 from fakes.process import CommandFailedError
 
-#: The longest time between two faults; the next one comes at any moment of it.
-_BETWEEN: Final = 0.6
 _STARTS_KILLED: Final = 2
 #: The shim keeps 8192 signatures.
 _ROOM: Final = 6000
@@ -91,6 +89,8 @@ class Trial:
     clients: int = 6
     #: The longest pause of a client between two orders, in seconds.
     pause: float = 0.02
+    #: The longest time between two faults, in seconds; the next one comes at any moment of it.
+    between: float = 0.6
     lego: bool = False
     #: Whether the first start of the home is killed too.
     kill_first_start: bool = False
@@ -193,7 +193,7 @@ class Running:
             return
         order = spread(self._trial.faults, self._trial.rounds, self._chance)
         for turn, fault in enumerate(order, start=1):
-            time.sleep(self._chance.uniform(0, _BETWEEN))
+            time.sleep(self._chance.uniform(0, self._trial.between))
             self._kinds.append(fault.name)
             record.turn = turn
             if not self._strike(fault):

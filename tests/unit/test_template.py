@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes.issuing import NOW, YEAR, issuer, issuer_key, key, profile, request, spki
-from privyseal_ca.errors import ConfigurationError, NameRefusedError, ProfileRefusedError, UnsupportedNameError
+from privyseal_ca.errors import (
+    ConfigurationError,
+    IssuerNotValidError,
+    NameRefusedError,
+    ProfileRefusedError,
+    UnsupportedNameError,
+)
 from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.template import (
@@ -100,7 +106,7 @@ def test_the_issuer_cuts_off_both_ends() -> None:
 
 @pytest.mark.parametrize(("begin", "end"), [(NOW + 1, NOW + YEAR), (NOW - YEAR, NOW - 1), (NOW - YEAR, NOW)])
 def test_an_issuer_out_of_its_time_issues_nothing(begin: float, end: float) -> None:
-    with pytest.raises(ProfileRefusedError):
+    with pytest.raises(IssuerNotValidError):
         build(request(), issuer(begin=begin, end=end))
 
 

@@ -26,7 +26,7 @@ from privyseal_acme.store import authorizations, orders
 from privyseal_acme.store.accounts import AccountRow
 from privyseal_acme.store.authorizations import AuthorizationRow
 from privyseal_acme.store.orders import OrderRow
-from privyseal_ca.errors import NameRefusedError, PolicyError, UnsupportedNameError
+from privyseal_ca.errors import IssuerNotValidError, NameRefusedError, PolicyError, UnsupportedNameError
 from privyseal_ca.identifiers import Identifier, parse_identifier
 from privyseal_ca.issuance.constraints import check_constraints
 from privyseal_ca.issuance.profile import Profile
@@ -200,6 +200,7 @@ class OrderFlow:
         """Some issuer of the profile must be able to certify the names for the time asked for (section 7.4)."""
         now = self._context.clock.now()
         refusal: PolicyError | None = None
+        not_valid: IssuerNotValidError | None = None
         for issuer in self._context.authority.issuers.allowed(profile):
             try:
                 for name in names:
@@ -207,10 +208,12 @@ class OrderFlow:
                 check_validity(profile, issuer.identity, not_before=not_before, not_after=not_after, now=now)
             except PolicyError as error:
                 refusal = error
+            except IssuerNotValidError as error:
+                not_valid = error
             else:
                 return
         if isinstance(refusal, NameRefusedError) or refusal is None:
-            raise refusal or Problem("invalidProfile", "No issuer of the profile is active.")
+            raise refusal or not_valid or Problem("invalidProfile", "No issuer of the profile is active.")
         raise malformed(str(refusal))
 
     def _check_replaces(

@@ -138,6 +138,8 @@ def problem_for(error: errors.PrivySealError) -> Problem:
             return Problem(problem_type, str(error))
     if isinstance(error, errors.StoreUnavailableError):
         return try_again("The database is not available at the moment; nothing was changed. Try again.")
+    if isinstance(error, errors.IssuerNotValidError):
+        return try_again(str(error), seconds=60)
     if isinstance(error, (errors.SignerUnavailableError, errors.SignatureUncertainError)):
         return try_again("The signing token is not available at the moment. Try again.")
     return Problem("serverInternal", "The server failed; its log says more under the id in X-Request-Id.")

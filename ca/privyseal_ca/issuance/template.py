@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
-from privyseal_ca.errors import ConfigurationError, KeyRefusedError, ProfileRefusedError
+from privyseal_ca.clock import rfc3339
+from privyseal_ca.errors import ConfigurationError, IssuerNotValidError, KeyRefusedError, ProfileRefusedError
 from privyseal_ca.hsm.signer import PrivateKey
 from privyseal_ca.identifiers import Identifier
 from privyseal_ca.issuance.constraints import check_constraints
@@ -323,13 +324,14 @@ def check_validity(
     A notBefore that was possible at the time ``ordered`` stays so, however long proof or an outage took (promise P5).
 
     Raises:
+        IssuerNotValidError: the issuer is not valid now.
         ProfileRefusedError: profile and issuer do not allow it.
     """
     now = int(now)
-    if not issuer.not_before <= now <= issuer.not_after:
-        raise ProfileRefusedError(
-            f"The issuer {issuer.name} is not valid now.",
-            hint="The operators of this authority must replace it, or set the machine's clock right.",
+    if not issuer.not_before <= now < issuer.not_after:
+        raise IssuerNotValidError(
+            f"The issuer {issuer.name} is not valid at {rfc3339(now)}, the time of this authority's clock.",
+            hint="Its operators must set the clock right, or replace the issuer.",
         )
     asked = now if not_before is None or ordered is None else min(now, int(ordered))
     earliest = max(asked - profile.backdate, issuer.not_before)
