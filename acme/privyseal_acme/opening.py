@@ -67,7 +67,8 @@ def open_store(settings: Settings) -> Store:
 async def load_issuers(store: Store, hsm: Hsm, settings: Settings) -> IssuerSet:
     """Every active issuer with its key opened and its attributes read back (promise P1), and what retired ones need.
 
-    An issuer whose token is away is there all the same: its key is opened and checked when the token comes.
+    An issuer whose token is away is there all the same: its key is opened and checked when the token comes. The key of one
+    that is retired is not needed for the service to be ready.
     """
     rows = await store.read(lambda tx: [(row, chains(tx, row.id)) for row in all_issuers(tx)])
     *former, (first_shard, base_url) = await store.write(lambda tx: take_base(tx, settings.server.public_http))
@@ -81,7 +82,7 @@ async def load_issuers(store: Store, hsm: Hsm, settings: Settings) -> IssuerSet:
             first_shard=first_shard,
             former=tuple(former),
         )
-        key = await hsm.open_signing_key(row.key_uri, public_key=certified_key(pems))
+        key = await hsm.open_signing_key(row.key_uri, public_key=certified_key(pems), needed=row.state == "active")
         return make_issuer(row, pems, key, pointers=pointers)
 
     issuers = [await opened(row, pems) for row, pems in rows if row.state == "active"]

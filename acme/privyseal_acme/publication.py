@@ -212,7 +212,9 @@ async def _open_keys(context: Context, hsm: Hsm) -> Mapping[str, SigningKey]:
         if issuer.id in uris:
             try:
                 public_key = as_public_key(certified.get(issuer.id))
-                keys[issuer.id] = await hsm.open_signing_key(uris[issuer.id], public_key=public_key)
+                keys[issuer.id] = await hsm.open_signing_key(
+                    uris[issuer.id], public_key=public_key, needed=issuer.id in active
+                )
             except SignerMisconfiguredError as error:
                 if issuer.id in active:
                     raise

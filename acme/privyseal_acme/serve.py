@@ -21,17 +21,21 @@ from cryptography.hazmat.primitives import hashes
 from privyseal_acme.listener import Listener
 from privyseal_acme.service import Service, running
 from privyseal_acme.status_role import status_running, waiting
+from privyseal_ca.clock import SystemClock
 from privyseal_ca.config import ROOTS_FILE, Settings
 from privyseal_ca.errors import (
     DatabaseInUseError,
+    IssuerNotValidError,
     LedgerBehindError,
     PinRefusedError,
     PrivySealError,
     ServiceLockLostError,
+    SignatureUncertainError,
     SignerUnavailableError,
     StatusUnavailableError,
     StoreUnavailableError,
 )
+from privyseal_ca.recovery.continuity import Continuity
 from privyseal_ca.sections import parse_listener
 from privyseal_ca.telemetry.logs import configure_logs
 from privyseal_ca.telemetry.metrics import Metrics
@@ -40,6 +44,7 @@ from privyseal_ca.web.status import Anchors, Readiness, status_app
 _log = structlog.get_logger("service")
 
 _START_SECONDS = 2.0
+_LONGEST_START_SECONDS = 60.0
 _ANY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 (compared, not bound)
 #: Threads give the interpreter up after this many seconds: a signature that is ready should not wait 5 ms for the loop.
 _SWITCH_INTERVAL = 0.0005
@@ -50,11 +55,13 @@ _GC_THRESHOLDS = (20_000, 20, 50)
 def serve(settings: Settings, *, announce: Callable[[Settings, Service], str]) -> int:
     """Serve until the process is told to stop; the exit code. What ``announce`` gives is printed once all is ready."""
 
+    continuity = Continuity(settings, SystemClock())
+
     async def once(stop: asyncio.Event) -> None:
         await _serve(settings, stop, lambda service: click.echo(announce(settings, service)))
 
     def wait(error: _AwayError) -> AbstractAsyncContextManager[object]:
-        return _waiting(settings, error)
+        return _waiting(settings, error, continuity)
 
     return _run(settings, once, wait)
 
@@ -63,8 +70,10 @@ def serve_status(settings: Settings, *, folder: Path | None, announce: Callable[
     """Serve what is known of revocation until the process is told to stop; the exit code. ``folder`` holds it, or else the
     database. What ``announce`` gives for the base URL is printed once it is ready."""
 
+    continuity = Continuity(settings, SystemClock())
+
     async def once(stop: asyncio.Event) -> None:
-        await _serve_status(settings, folder, stop, lambda url: click.echo(announce(url)))
+        await _serve_status(settings, folder, stop, lambda url: click.echo(announce(url)), continuity)
 
     def wait(error: _AwayError) -> AbstractAsyncContextManager[object]:
         return waiting(settings, error.part, error.message)
@@ -78,6 +87,8 @@ class _AwayError(PrivySealError):
     def __init__(self, part: str, reason: PrivySealError) -> None:
         super().__init__(reason.message, hint=reason.hint)
         self.part = part
+        #: Whether the attempt has cost a serial, as each further one may.
+        self.spent = isinstance(reason, SignatureUncertainError)
 
 
 def _run(
@@ -100,7 +111,7 @@ async def _serve_until_stopped(
 
     A token, a database server or a folder that is away at the start is waited for inside ``wait``: after the machine's own
     start they may come last. A token that refused the PIN is not asked again: what was published is served until a person has
-    put that right, and stops and starts the process.
+    put that right, and stops and starts the process. One that fails while it signs is asked ever more seldom.
 
     Raises:
         PrivySealError: the home cannot be used as it is, or another service has its database.
@@ -111,14 +122,16 @@ async def _serve_until_stopped(
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
+    pause = _START_SECONDS
     while not stop.is_set():
         try:
             await once(stop)
         except _AwayError as error:
-            _log.warning("the service waits to start", part=error.part, error=error.message, seconds=_START_SECONDS)
+            _log.warning("the service waits to start", part=error.part, error=error.message, seconds=pause)
             async with wait(error):
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), _START_SECONDS)
+                    await asyncio.wait_for(stop.wait(), pause)
+            pause = min(2 * pause, _LONGEST_START_SECONDS) if error.spent else _START_SECONDS
         else:
             return
 
@@ -128,9 +141,13 @@ async def _serve(settings: Settings, stop: asyncio.Event, ready: Callable[[Servi
     async with AsyncExitStack() as stack:
         try:
             service = await stack.enter_async_context(running(settings))
-        except (SignerUnavailableError, PinRefusedError) as error:
-            # Whoever starts an ended service anew would have the next process try a refused PIN, until the token locks.
+        except (SignerUnavailableError, SignatureUncertainError, PinRefusedError) as error:
+            # What may have been signed is spent, and the next start asks for something else. Were the process to end, whoever
+            # starts it anew would have the next one try a refused PIN, until the token locks.
             raise _AwayError("token", error) from error
+        except IssuerNotValidError as error:
+            # The clock of a machine that has just started may be wrong.
+            raise _AwayError("clock", error) from error
         except StoreUnavailableError as error:
             # A file that is not there stays away; a database server that is not there may just be starting as well.
             if isinstance(error, DatabaseInUseError) or settings.database_url.startswith("sqlite:"):
@@ -145,6 +162,8 @@ async def _serve(settings: Settings, stop: asyncio.Event, ready: Callable[[Servi
         await _first(stop, service.lost)
         _log.info("stopping")
     _log.info("stopped")
+    if service.keeper.behind is not None:
+        raise service.keeper.behind
     if service.lost.is_set():
         raise ServiceLockLostError(
             "Another service claimed the database after a restart of the server; this one has stopped.",
@@ -153,12 +172,16 @@ async def _serve(settings: Settings, stop: asyncio.Event, ready: Callable[[Servi
 
 
 async def _serve_status(
-    settings: Settings, folder: Path | None, stop: asyncio.Event, ready: Callable[[str], None]
+    settings: Settings,
+    folder: Path | None,
+    stop: asyncio.Event,
+    ready: Callable[[str], None],
+    continuity: Continuity,
 ) -> None:
     """The same for the status role."""
     async with AsyncExitStack() as stack:
         try:
-            await stack.enter_async_context(status_running(settings, folder=folder))
+            await stack.enter_async_context(status_running(settings, folder=folder, continuity=continuity))
         except (StoreUnavailableError, LedgerBehindError) as error:
             # A replica of the database may follow; one that was put back may be settled.
             raise _AwayError("database", error) from error
@@ -173,7 +196,7 @@ async def _serve_status(
 
 
 @asynccontextmanager
-async def _waiting(settings: Settings, error: _AwayError) -> AsyncIterator[None]:
+async def _waiting(settings: Settings, error: _AwayError, continuity: Continuity) -> AsyncIterator[None]:
     """Tell whoever asks the plain listener why there is no service yet, and serve what was published before (promise P7)."""
     away = {error.part: error.message}
 
@@ -182,9 +205,10 @@ async def _waiting(settings: Settings, error: _AwayError) -> AsyncIterator[None]
 
     async with AsyncExitStack() as stack:
         try:
-            await stack.enter_async_context(status_running(settings, folder=None, away=away))
-        except PrivySealError:
-            # The database is what is away.
+            await stack.enter_async_context(status_running(settings, folder=None, away=away, continuity=continuity))
+        except PrivySealError as other:
+            # The database is what is away, or must not be served from.
+            away.setdefault("database", other.message)
             anchors = Anchors((settings.home / ROOTS_FILE).read_bytes(), {})
             app = status_app(anchors, Metrics(), check)
             await stack.enter_async_context(Listener(app, *parse_listener(settings.server.http), grace=1))

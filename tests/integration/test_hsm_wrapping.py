@@ -113,6 +113,7 @@ async def test_a_token_that_fails_while_unwrapping_is_told_from_bad_data(soft_to
     with pytest.raises(SignerUnavailableError):
         await again.unwrap(wrapped, b"context")
     clock.now += 60
+    assert await again.wrap(b"more", b"")  # connected again, where the key has shown that it is the same
     faults.fail("decrypt", pkcs11.SessionHandleInvalid())
     assert await again.unwrap(wrapped, b"context") == b"secret"
     faults.fail("encrypt", pkcs11.KeyHandleInvalid())

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from privyseal_acme.flow.eab import EabKeys, Narrowing, NewEabKey
+from privyseal_acme.opening import nonce_key
 from privyseal_acme.store.eab import EabKeyRow, list_eab_keys
 from privyseal_ca.ceremony.keys import WRAPPING_KEY_FACT
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
@@ -58,8 +59,11 @@ async def _create(invocation: Invocation, settings: Settings, options: dict[str,
         uri = await store.read(lambda tx: find_fact(tx, WRAPPING_KEY_FACT))
         if uri is None:
             raise ConfigurationError("This authority has no wrapping key.", hint="Run `privyseal doctor`.")
+        key = await hsm.open_wrapping_key(uri)
+        # A token with another key under that name would wrap what the service cannot open.
+        await nonce_key(store, key)
         return await _keys(invocation, settings, store).create(
-            await hsm.open_wrapping_key(uri),
+            key,
             policy=options["policy"],
             narrowing=Narrowing(options["allow_dns"], options["allow_ip"], options["allow_uri"]),
             label=options["label"],

@@ -25,6 +25,7 @@ from privyseal_acme.store.accounts import AccountRow, find_account, is_account_k
 from privyseal_acme.store.orders import OrderRow
 from privyseal_ca.errors import (
     CsrRefusedError,
+    IssuerNotValidError,
     KeyRefusedError,
     PrivySealError,
     SignatureUncertainError,
@@ -34,6 +35,7 @@ from privyseal_ca.errors import (
 )
 from privyseal_ca.identifiers import Identifier
 from privyseal_ca.issuance.authority import Claim, Requester
+from privyseal_ca.issuance.issuers import Issuer
 from privyseal_ca.issuance.profile import Profile
 from privyseal_ca.issuance.record import serial_text
 from privyseal_ca.issuance.template import CertificateRequest
@@ -47,6 +49,7 @@ _log = structlog.get_logger("finalize")
 #: How many orders are looked at in one go, the oldest first, and how many of them are worked on at the same time.
 _DRAIN, _DRAIN_AT_ONCE = 4096, 32
 _DRAIN_PAUSE = 1.0
+_LEAST_PAUSE = 0.02
 _FOREVER = 2**62
 
 
@@ -65,6 +68,8 @@ class IssuanceDesk:
         self._orders = order_flow
         self._refused = refused
         self._working: dict[str, asyncio.Task[None]] = {}
+        #: By the id of a parked order the issuer whose token was away.
+        self._parked: dict[str, Issuer] = {}
         self._wake = asyncio.Event()
 
     async def finalize(self, account: AccountRow, order_id: str, message: Finalize, correlation: str) -> OrderView:
@@ -105,11 +110,11 @@ class IssuanceDesk:
     async def run(self) -> None:
         """Take up, for ever, whatever orders were left processing (P4 at start, P5 later)."""
         while True:
-            # While orders wait for the token it is asked as often as its breaker lets it be.
-            pause = min(_DRAIN_PAUSE, self._context.settings.hsm.retry_after)
+            pause = _DRAIN_PAUSE
             try:
-                if not await self._drain():
-                    pause = _DRAIN_PAUSE
+                if await self._drain():
+                    # While orders wait for the token it is asked as often as its breaker lets it be.
+                    pause = min(_DRAIN_PAUSE, max(_LEAST_PAUSE, self._context.settings.hsm.retry_after))
             except StoreError as error:
                 _log.info("orders wait for the database", error=str(error))
             except Exception:  # noqa: BLE001 (the orders that wait have nobody else)
@@ -139,16 +144,23 @@ class IssuanceDesk:
             await self._look_after_tokens()
         if not self._can_issue():
             return True
-        await context.authority.close_intents()
-        urgent = await context.store.read(_most_urgent)
+        waiting = await context.store.read(_most_urgent)
+        self._parked = {order: self._parked[order] for order in waiting if order in self._parked}
+        # One whose own issuer's token is still away, while another issuer's is there, is left where it is.
+        urgent = [order for order in waiting if order not in self._parked or self._parked[order].key.available]
+        if urgent:
+            await context.authority.close_intents()
         # The first goes alone: a token that is back and still cannot sign costs one serial, not one for each order.
-        first = 1
+        taken, now = urgent, 1
         while urgent and self._can_issue():
-            batch = {self._work(order, self._resume(order)) for order in urgent[:first] if order not in self._working}
+            batch = {self._work(order, self._resume(order)) for order in urgent[:now] if order not in self._working}
             if batch:
                 await asyncio.wait(batch)
-            urgent, first = urgent[first:], _DRAIN_AT_ONCE
-        if count > _DRAIN:
+            urgent = urgent[now:]
+            # What the queue has no room for would spend a serial each; half of the room is left to everybody else.
+            room = context.settings.hsm.queue - len(self._working)
+            now = max(1, min(_DRAIN_AT_ONCE, room // 2))
+        if count > _DRAIN and any(order not in self._parked for order in taken):
             self._wake.set()
         return not self._can_issue()
 
@@ -201,6 +213,7 @@ class IssuanceDesk:
         self, row: OrderRow, csr: bytes, actor: str, correlation: str, request: CertificateRequest, claim: Claim
     ) -> None:
         """Once the order is processing, every exit ends it or leaves it waiting for what is away."""
+        self._parked.pop(row.id, None)
         if self._refused():
             await self._park(row, claim)
             return
@@ -212,8 +225,9 @@ class IssuanceDesk:
 
         try:
             await self._context.authority.issue(request, requester, claim=claim, complete=complete)
-        except SignerUnavailableError:
+        except (SignerUnavailableError, IssuerNotValidError):
             # Nothing may have been claimed yet when the token was known to be away: park the order.
+            self._parked[row.id] = self._context.authority.issuers.choose(request.profile, request.key_type)
             await self._park(row, claim)
         except SignatureUncertainError:
             self._wake.set()

@@ -134,14 +134,16 @@ def load(path: Path) -> Library:
 
 
 def find_token(library: Library, uri: KeyUri) -> Token | None:
-    """The one token that ``uri`` names, or ``None``.
+    """The one token that ``uri`` names, or ``None``. A slot that fails does no harm to those beside it.
 
     Raises:
+        CryptokiError: it is not found, and a slot failed where it may be.
         SignerMisconfiguredError: several tokens match.
     """
+    tokens, failures = _tokens(library)
     found = [
         token
-        for token in _tokens(library)
+        for token in tokens
         if TokenFlag.TOKEN_INITIALIZED in token.flags
         and uri.token in {None, token.label}
         and uri.serial in {None, serial_of(token)}
@@ -152,6 +154,8 @@ def find_token(library: Library, uri: KeyUri) -> Token | None:
         raise SignerMisconfiguredError(
             f"{len(found)} tokens match {uri.token_uri}.", hint="Add serial=NUMBER to the URI; it tells them apart."
         )
+    if failures and not found:
+        raise failures[0]
     return found[0] if found else None
 
 
@@ -184,7 +188,7 @@ def initialise_token(library: Library, path: Path, label: str, so_pin: Pin) -> N
     Raises:
         SignerMisconfiguredError: no token is blank, or the token refuses.
     """
-    blank = next((t for t in _tokens(library) if TokenFlag.TOKEN_INITIALIZED not in t.flags), None)
+    blank = next((t for t in _tokens(library)[0] if TokenFlag.TOKEN_INITIALIZED not in t.flags), None)
     if blank is None:
         raise SignerMisconfiguredError(
             f"No blank token is left in {path}.", hint="Add one with the maker's tool, or name a token that is set up."
@@ -218,15 +222,17 @@ def supports(token: Token, algorithm: KeyAlgorithm) -> bool:
     return (info.min_key_length or 0) <= recipe.bits + 1 and recipe.bits <= largest
 
 
-def _tokens(library: Library) -> list[Token]:
-    """The tokens in all slots. One that goes away meanwhile is left out."""
-    tokens = []
+def _tokens(library: Library) -> tuple[list[Token], list[CryptokiError]]:
+    """The tokens in all slots, and what slots failed with instead. One that goes away meanwhile is left out."""
+    tokens, failures = [], []
     for slot in library.get_slots(token_present=True):
         try:
             tokens.append(slot.get_token())
         except (codes.TokenNotPresent, codes.TokenNotRecognised):
             continue
-    return tokens
+        except CryptokiError as error:
+            failures.append(error)
+    return tokens, failures
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------

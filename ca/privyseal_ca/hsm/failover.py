@@ -93,7 +93,6 @@ class FailoverWrappingKey:
     """
 
     def __init__(self, members: Sequence[WrappingMember], *, random: Callable[[int], bytes]) -> None:
-        members[0].proven = True
         self._members = members
         self._random = random
 
@@ -108,7 +107,13 @@ class FailoverWrappingKey:
         async def attempt(member: WrappingMember, begin: float | None) -> bytes:
             return await member.key.wrap(secret, context, begin=begin)
 
-        return await _first([member for member in self._members if member.proven], attempt)
+        proven = [member for member in self._members if member.proven]
+        if not proven:
+            raise SignerUnavailableError(
+                f"No token has shown yet that its wrapping key is {plain(self._members[0].place.held.uri)}.",
+                hint="Bring back the token that the key was generated in.",
+            )
+        return await _first(proven, attempt)
 
     async def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         """See :meth:`privyseal_ca.hsm.signer.WrappingKey.unwrap`.

@@ -8,6 +8,7 @@ from typing import TypeVar
 from privyseal_ca.errors import SignerMisconfiguredError
 from privyseal_ca.hsm import cryptoki
 from privyseal_ca.hsm.attributes import KeyAttestation, algorithm_of, require_protection, spki_sha256
+from privyseal_ca.hsm.sealing import seal, unseal
 from privyseal_ca.hsm.signer import PublicKey
 from privyseal_ca.hsm.token import Token
 from privyseal_ca.hsm.uri import KeyUri
@@ -15,6 +16,12 @@ from privyseal_ca.hsm.uri import KeyUri
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: A key that a fresh look did not find is not looked for afresh again for this many seconds: each such look ends the
+#: sessions of all other keys in the module.
+LOOK_AGAIN = 30.0
+_SAMPLE_CONTEXT = b"privyseal: the same key as before"
+_SAMPLE_OCTETS = 32
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Kind:
     uses: tuple[str, ...]
     """The CKA_ attributes without which the key is of no use."""
     public_half: Callable[[cryptoki.Session, cryptoki.Key], PublicKey] | None
+    """``None`` for secret keys: they are told apart by what they open."""
 
 
 SIGNING = Kind(cryptoki.find_signing_key, ("SIGN",), cryptoki.read_public_key)
@@ -32,14 +40,18 @@ WRAPPING = Kind(cryptoki.find_wrapping_key, ("ENCRYPT", "DECRYPT"), None)
 
 
 class HeldKey:
-    """One key. Used on its module's thread, but for ``usable`` and ``refuse_if_unusable``."""
+    """One key. Used on its module's thread, but for ``usable`` and ``refuse_if_unusable``. ``random`` gives random octets."""
 
-    def __init__(self, uri: KeyUri, token: Token, kind: Kind) -> None:
+    def __init__(self, uri: KeyUri, token: Token, kind: Kind, random: Callable[[int], bytes]) -> None:
         self.uri = uri
         self.token = token
         self.public_key: PublicKey | None = None
         self.attributes: dict[str, bool] = {}
         self._kind = kind
+        self._random = random
+        self._sample = b""
+        self._sealed = b""
+        self._fresh_at = 0.0
         self._key: cryptoki.Key | None = None
         self._epoch = -1
         self._missing = False
@@ -144,11 +156,12 @@ class HeldKey:
     def _look(self, session: cryptoki.Session) -> None:
         """Find the key and check it."""
         key = self._kind.find(session, self.uri)
-        if key is None:
+        if key is None and (now := self.token.module.monotonic()) >= self._fresh_at:
             # What the module remembers of a token that was away may be wrong: absence is believed after a fresh look.
             self.token.module.rescan()
             session = self.token.session()
             key = self._kind.find(session, self.uri)
+            self._fresh_at = now + LOOK_AGAIN if key is None else 0.0
         self._missing = key is None
         if key is None:
             raise SignerMisconfiguredError(
@@ -165,7 +178,7 @@ class HeldKey:
         if self._expected:
             return SignerMisconfiguredError(
                 f"The key {self.uri} is another one than the key of that name that this authority uses.",
-                hint="Find out which of its tokens has the right key, and replicate it from there; then restart.",
+                hint="Find out which token has the right key, and restore or replicate it from there; then restart.",
             )
         return SignerMisconfiguredError(
             f"The key {self.uri} is another one than when it was opened.",
@@ -176,8 +189,27 @@ class HeldKey:
         attributes = cryptoki.read_attributes(key)
         require_protection(str(self.uri), attributes, self._kind.uses)
         if self._kind.public_half is not None:
-            public_key = self._kind.public_half(session, key)
+            public_key = self._public_half(self._kind.public_half, session, key)
             if self.public_key is not None and public_key != self.public_key:
                 raise self._another()
             self.public_key = public_key
+        elif not self._sealed:
+            self._sample = self._random(_SAMPLE_OCTETS)
+            self._sealed = seal(key, self._sample, _SAMPLE_CONTEXT, self._random)
+        elif unseal(key, self._sealed, _SAMPLE_CONTEXT, self._random) != self._sample:
+            raise self._another()
         self.attributes = attributes
+
+    def _public_half(
+        self,
+        read: Callable[[cryptoki.Session, cryptoki.Key], PublicKey],
+        session: cryptoki.Session,
+        key: cryptoki.Key,
+    ) -> PublicKey:
+        try:
+            return read(session, key)
+        except ValueError as error:
+            raise SignerMisconfiguredError(
+                f"The public half of the key {self.uri} is no public key.",
+                hint="Find out who changed the token, and restore the key.",
+            ) from error

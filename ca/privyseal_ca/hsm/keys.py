@@ -8,6 +8,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, Never
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
@@ -42,6 +43,7 @@ _DIGEST_INFO = {
     "sha384": bytes.fromhex("3041300d060960864801650304020205000430"),
     "sha512": bytes.fromhex("3051300d060960864801650304020305000440"),
 }
+_DIGEST_INFO_LENGTH = 19
 _PSS = {"sha256": Scheme.RSA_PSS_SHA256, "sha384": Scheme.RSA_PSS_SHA384, "sha512": Scheme.RSA_PSS_SHA512}
 
 
@@ -102,9 +104,7 @@ class TokenEllipticCurveKey(_Unreadable, ec.EllipticCurvePrivateKey):
         """
         if not isinstance(signature_algorithm, ec.ECDSA):
             raise _unsupported("an elliptic curve key signs with ECDSA only")
-        raw = self._sign(Scheme.ECDSA, _digest(data, signature_algorithm.algorithm))
-        half = len(raw) // 2
-        return encode_dss_signature(int.from_bytes(raw[:half]), int.from_bytes(raw[half:]))
+        return _ecdsa_der(self._sign(Scheme.ECDSA, _digest(data, signature_algorithm.algorithm)))
 
 
 class TokenRsaKey(_Unreadable, rsa.RSAPrivateKey):
@@ -165,6 +165,32 @@ def private_key(public_key: PublicKey, sign: Sign) -> PrivateKey:
     if isinstance(public_key, rsa.RSAPublicKey):
         return TokenRsaKey(public_key, sign)
     return TokenEd25519Key(public_key, sign)
+
+
+def verifies(public_key: PublicKey, scheme: Scheme, data: bytes, signature: bytes) -> bool:
+    """Whether the token's ``signature`` over ``data``, both as :class:`Scheme` says, is one of ``public_key``."""
+    try:
+        if isinstance(public_key, ed25519.Ed25519PublicKey):
+            public_key.verify(signature, data)
+            return True
+        digest = data[_DIGEST_INFO_LENGTH:] if scheme is Scheme.RSA_PKCS1 else data
+        hash_ = next(each for each in _HASHES if each.digest_size == len(digest))()
+        if isinstance(public_key, ec.EllipticCurvePublicKey):
+            public_key.verify(_ecdsa_der(signature), digest, ec.ECDSA(Prehashed(hash_)))
+        elif scheme is Scheme.RSA_PKCS1:
+            public_key.verify(signature, digest, padding.PKCS1v15(), Prehashed(hash_))
+        else:
+            pss = padding.PSS(padding.MGF1(hash_), padding.PSS.DIGEST_LENGTH)
+            public_key.verify(signature, digest, pss, Prehashed(hash_))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _ecdsa_der(raw: bytes) -> bytes:
+    """An ECDSA signature as DER (RFC 3279 section 2.2.3) from r and s as the token gives them."""
+    half = len(raw) // 2
+    return encode_dss_signature(int.from_bytes(raw[:half]), int.from_bytes(raw[half:]))
 
 
 def _hash_of(algorithm: Any) -> hashes.HashAlgorithm:

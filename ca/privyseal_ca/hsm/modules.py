@@ -136,7 +136,7 @@ class Modules:
     async def release(self, module: Module, patience: float) -> None:
         """Give a module back. The last user's release waits up to ``patience`` seconds for what is under way in it.
 
-        A module that hangs longer stays loaded, and cannot be opened again in this process.
+        A module that hangs longer cannot be opened again in this process before it goes on.
         """
         if self._process != os.getpid():
             return
@@ -144,9 +144,15 @@ class Modules:
             module.users -= 1
             if module.users:
                 return
-        if await module.worker.stop(module.finalise, patience):
+        if not await module.worker.stop(lambda: self._end(module), patience):
+            _log.warning("%s hangs, and is closed when it goes on", module.path)
+
+    def _end(self, module: Module) -> None:
+        try:
+            module.finalise()
+        finally:
             with self._lock:
-                del self._modules[module.path.resolve()]
+                self._modules = {path: each for path, each in self._modules.items() if each is not module}
 
 
 PROCESS = Modules()

@@ -22,7 +22,7 @@ from privyseal_ca.hsm.failover import FailoverSigningKey, FailoverWrappingKey, M
 from privyseal_ca.hsm.held import SIGNING, WRAPPING, HeldKey, Kind
 from privyseal_ca.hsm.modules import PROCESS, Module, Modules
 from privyseal_ca.hsm.pin import Pin
-from privyseal_ca.hsm.places import Place, TokenState, places_of, read_replicas, states
+from privyseal_ca.hsm.places import Place, TokenState, places_of, read_replicas, refuse_twins, states
 from privyseal_ca.hsm.signer import PublicKey, SigningKey, WrappingKey
 from privyseal_ca.hsm.signing import TokenSigningKey
 from privyseal_ca.hsm.token import Token
@@ -80,6 +80,7 @@ class Hsm:
         self._modules: dict[Path, Module] = {}
         self._tokens: dict[str, Token] = {}
         self._open: dict[str, list[Place]] = {}
+        self._needed: dict[str, bool] = {}
         self._to_compare: dict[str, FailoverWrappingKey] = {}
         self._closed = False
 
@@ -88,15 +89,17 @@ class Hsm:
         """Whether keys may be in more than one token."""
         return bool(self._replicas)
 
-    async def open_signing_key(self, uri: str, *, public_key: PublicKey | None = None) -> SigningKey:
+    async def open_signing_key(
+        self, uri: str, *, public_key: PublicKey | None = None, needed: bool = True
+    ) -> SigningKey:
         """The private key that ``uri`` names, found and checked.
 
         With replicas, one token that has the key is enough; the others are looked at when they are needed, or by
-        :meth:`probe`. Where its ``public_key`` is known, no token need be there now: the key can be used when one comes. Of
-        several tokens none is used that has another key.
+        :meth:`probe`. Where its ``public_key`` is known, no token is used that has another key, and none need be there now:
+        the key can be used when one comes. One that is not ``needed`` is probed like the others, and does not count there.
         """
         places = self._places(uri, SIGNING)
-        if public_key is not None and len(places) > 1:
+        if public_key is not None:
             for place in places:
                 place.held.expect(public_key)
         try:
@@ -112,17 +115,20 @@ class Hsm:
                 place.held.expect(public_key)
             key = TokenSigningKey(place.held, public_key, timeout=self._timeout, limit=self._queue)
             members.append(Member(place, key))
-        self._open[str(places[0].held.uri)] = places
+        name = str(places[0].held.uri)
+        self._open[name] = places
+        self._needed[name] = needed
         return members[0].key if len(members) == 1 else FailoverSigningKey(members)
 
     async def open_wrapping_key(self, uri: str) -> WrappingKey:
         """The secret key that ``uri`` names, found and checked in one token at least."""
         places = self._places(uri, WRAPPING)
-        await self._find(places)
+        found = await self._find(places)
         members = []
         for place in places:
             key = TokenWrappingKey(place.held, random=self._random, timeout=self._timeout, limit=self._queue)
-            members.append(WrappingMember(place, key))
+            # The key's own token is believed when it is there first; one that comes later has to show its key.
+            members.append(WrappingMember(place, key, proven=place is found and place is places[0]))
         name = str(places[0].held.uri)
         self._open[name] = places
         if len(members) == 1:
@@ -200,19 +206,20 @@ class Hsm:
         """Ask every open key's token whether it still has it. Costs some microseconds each, and signs nothing.
 
         A token that is away is tried again when its pause is over, so that calling this now and then brings it back
-        without a request having to. Raises the first failure of a key that no token has now, after all have been asked.
+        without a request having to. Raises the first failure of a needed key that no token has now, after all have been asked.
         """
-        keys = list(self._open.values())
+        keys = list(self._open.items())
         by_token: dict[int, list[Place]] = {}
-        for place in (place for places in keys for place in places):
+        for place in (place for _, places in keys for place in places):
             by_token.setdefault(id(place.held.token), []).append(place)
         # One that hangs keeps nobody from looking after the others.
         await asyncio.gather(*(_probe(places) for places in by_token.values()))
         for key in list(self._to_compare.values()):
             await key.compare()
-        for places in keys:
+        for name, places in keys:
+            refuse_twins(places)
             errors = [place.error for place in places if place.error is not None]
-            if len(errors) == len(places):
+            if len(errors) == len(places) and self._needed.get(name, True):
                 raise together(errors)
 
     def tokens(self) -> list[TokenState]:
@@ -236,7 +243,7 @@ class Hsm:
         uris = places_of(KeyUri.parse(uri), self._replicas)
         return [
             Place(
-                HeldKey(each, self._token(each), kind),
+                HeldKey(each, self._token(each), kind, self._random),
                 alone=len(uris) == 1,
                 retry_after=self._retry_after,
                 timeout=self._timeout,
@@ -260,7 +267,7 @@ class Hsm:
 
     def _key(self, uri: str, kind: Kind) -> HeldKey:
         parsed = KeyUri.parse(uri)
-        return HeldKey(parsed, self._token(parsed), kind)
+        return HeldKey(parsed, self._token(parsed), kind, self._random)
 
     def _token(self, uri: KeyUri) -> Token:
         name = str(uri.token_uri)

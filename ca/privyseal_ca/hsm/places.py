@@ -10,7 +10,7 @@ from privyseal_ca.errors import (
     SignerMisconfiguredError,
     SignerUnavailableError,
 )
-from privyseal_ca.hsm.held import HeldKey
+from privyseal_ca.hsm.held import LOOK_AGAIN, HeldKey
 from privyseal_ca.hsm.uri import KeyUri
 
 _log = logging.getLogger(__name__)
@@ -18,8 +18,6 @@ _log = logging.getLogger(__name__)
 #: A token that has been busy with one task for longer hangs, where another one has the key. Seconds.
 BEGIN_SECONDS = 1.0
 _LONGEST_PAUSE = 60.0
-#: A key that is not in a token is looked for again after this many seconds: each look begins with a new scan of the module.
-_LOOK_AGAIN = 30.0
 _MOST_REASONS = 3
 
 
@@ -133,7 +131,7 @@ class Place:
         if isinstance(error, SignerUnavailableError) and self.held.usable and worker.serves(self.begin):
             return
         if self.held.missing:
-            self._look_at = self._now + _LOOK_AGAIN
+            self._look_at = self._now + LOOK_AGAIN
         if self.error is None:
             self._until = self._now + min(self._retry_after * 2.0 ** min(self._pauses, 30), _LONGEST_PAUSE)
             self._pauses += 1
@@ -148,9 +146,13 @@ class Place:
             self.error = error
 
     def worked(self) -> None:
-        """The place did real work: earlier failures are forgotten."""
+        """The place did real work: earlier failures are forgotten. Of one that was asked for want of a better it proves no more
+        than a probe does.
+        """
         if self.error is None:
             self._pauses = 0
+        else:
+            self._succeeded()
 
     async def probe(self) -> None:
         """Ask the token whether it still has the key, where it may be asked now."""
@@ -186,6 +188,23 @@ class Place:
     @property
     def _now(self) -> float:
         return self.held.token.module.monotonic()
+
+
+def refuse_twins(places: Sequence[Place]) -> None:
+    """Refuse a token that the settings name a second time by other words: it would be gone together with itself."""
+    known: dict[tuple[int, str], Place] = {}
+    for place in places:
+        token = place.held.token
+        if not (token.identity and place.held.found):
+            continue
+        first = known.setdefault((id(token.module), token.identity), place)
+        if first is not place:
+            error = SignerMisconfiguredError(
+                f"{plain(token.uri)} is the same token as {plain(first.held.token.uri)}.",
+                hint="Name another token in hsm.replicas that holds the same keys, then restart.",
+            )
+            place.held.refuse(error)
+            place.failed(error)
 
 
 def states(keys: Iterable[Sequence[Place]]) -> list[TokenState]:

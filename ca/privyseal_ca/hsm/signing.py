@@ -12,7 +12,7 @@ from privyseal_ca.errors import (
 )
 from privyseal_ca.hsm import cryptoki
 from privyseal_ca.hsm.held import HeldKey
-from privyseal_ca.hsm.keys import Scheme, private_key
+from privyseal_ca.hsm.keys import Scheme, private_key, verifies
 from privyseal_ca.hsm.signer import PrivateKey, PublicKey
 from privyseal_ca.hsm.worker import Start
 
@@ -31,6 +31,9 @@ class TokenSigningKey:
         self._limit = limit
         self._private_key = private_key(public_key, self._sign)
         self._signatures = 0
+        """How many the work at hand has, or may have."""
+        self._verified = -1
+        """The connection of which a signature was verified."""
 
     @property
     def uri(self) -> str:
@@ -72,14 +75,27 @@ class TokenSigningKey:
                 f"The key {self._uri} was used outside the work it was given to.", hint="Sign inside SigningKey.run."
             )
         try:
-            signature = self._held.use(lambda key: cryptoki.sign(key, scheme, data), signing=True)
+            signature = self._held.use(lambda key: self._made(key, scheme, data), signing=True)
+        except SignatureUncertainError:
+            self._signatures += 1
+            raise
         except (SignerUnavailableError, SignerMisconfiguredError) as error:
             if not self._signatures:
                 raise
             # Either would say that the whole work made none, and it might be begun anew.
             raise SignatureUncertainError(
-                f"The token failed after {self._signatures} signatures of the same work. {error.message}",
+                f"The token failed after the same work had signed, or may have, {self._signatures} times. {error.message}",
                 hint="Treat what was to be signed as spent.",
             ) from error
         self._signatures += 1
+        return signature
+
+    def _made(self, key: cryptoki.Key, scheme: Scheme, data: bytes) -> bytes:
+        signature = cryptoki.sign(key, scheme, data)
+        connection = self._held.token.epoch
+        if self._verified != connection:
+            # A token keeps the public half beside the private key, which proves nothing of it: the first signature does.
+            if not verifies(self._public_key, scheme, data, signature):
+                raise cryptoki.codes.SignatureInvalid
+            self._verified = connection
         return signature

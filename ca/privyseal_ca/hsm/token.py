@@ -36,6 +36,8 @@ class Token:
         self.module = module
         self.uri = uri.token_uri
         self.serial = ""
+        self.identity = ""
+        """Its label and serial number, once it was found."""
         self.epoch = 0
         """Counts connections: objects found in an earlier one are to be found anew."""
         self._pins = pins
@@ -46,7 +48,6 @@ class Token:
         self._failures = 0
         self._pauses = 0
         self._away_until: float | None = None
-        self._identity = ""
         self._refused: tuple[str, str] | None = None
         self._closed = False
 
@@ -86,7 +87,7 @@ class Token:
         with self.faults():
             self._handle = self._found()
             self.serial = cryptoki.serial_of(self._handle)
-            self._identity = f"{self._handle.label}/{self.serial}"
+            self.identity = f"{self._handle.label}/{self.serial}"
             session = self._logged_in(self._handle)
         self._session, self._generation = session, self.module.generation
         self.epoch += 1
@@ -194,7 +195,7 @@ class Token:
         return token
 
     def _logged_in(self, token: cryptoki.Token) -> cryptoki.Session:
-        code = self.module.refused_pins.get(self._identity)
+        code = self.module.refused_pins.get(self.identity)
         if code is not None:
             raise self._refuse_pin(code)
         if cryptoki.one_try_left(token):
@@ -207,8 +208,8 @@ class Token:
 
     def _refuse_pin(self, code: str) -> PinRefusedError:
         """Remember that the PIN was refused: a token locks itself after a few tries."""
-        if self._identity:
-            self.module.refused_pins[self._identity] = code
+        if self.identity:
+            self.module.refused_pins[self.identity] = code
         return self._refuse(
             f"The token {self.uri} refused the PIN ({code}); it is not tried again, so that the token does not lock.",
             "Correct the PIN, then restart.",

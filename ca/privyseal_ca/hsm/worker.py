@@ -6,6 +6,7 @@ wake-up of the event loop, and answers that are ready together share that wake-u
 """
 
 import asyncio
+import concurrent.futures
 import os
 import queue
 import threading
@@ -35,6 +36,9 @@ class Worker:
         self._process = os.getpid()
         self._busy_since: float | None = None
         self._stopping = False
+        self._last: Callable[[], None] = lambda: None
+        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._ended.set_running_or_notify_cancel()  # it ends whether or not anybody goes on waiting for that
         self._mailbox: _Mailbox | None = None
 
     @property
@@ -75,19 +79,21 @@ class Worker:
         return await self._ask(task, patience, signs=signs, begin=begin)
 
     async def stop(self, last: Callable[[], None], patience: float) -> bool:
-        """End the thread after what already waits, and then ``last``.
+        """End the thread after what already waits, and then ``last``, which raises nothing.
 
-        False when that takes more than ``patience`` seconds: then the thread hangs in the token, and ``last`` is not run.
+        False when that takes more than ``patience`` seconds: then the thread hangs in the token, and does both when it goes on.
         """
         self._stopping = True
         if not self._thread.is_alive():
+            last()
             return True
+        self._last = last
+        self._requests.put(None)
         try:
-            await self._ask(lambda _: last(), patience)
-        except SignerUnavailableError:
+            async with asyncio.timeout(patience):
+                await asyncio.wrap_future(self._ended)
+        except TimeoutError:
             return False
-        finally:
-            self._requests.put(None)
         return True
 
     async def _ask(
@@ -137,6 +143,10 @@ class Worker:
                 request.run()
                 self._busy_since = None
                 request.mailbox.put(request)
+        try:
+            self._last()
+        finally:
+            self._ended.set_result(None)
 
 
 class _Request:
