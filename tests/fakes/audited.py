@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from fakes.service import FakeClock
+from privyseal_ca.hsm.attributes import PROTECTION
 from privyseal_ca.hsm.signer import PrivateKey, PublicKey
 from privyseal_ca.identifiers import parse_dns
 from privyseal_ca.issuance.issuers import Issuer
@@ -174,11 +175,20 @@ class Authority:
         self.ca = certificate
         pem = certificate.public_bytes(Encoding.PEM).decode()
 
+        attestation = {
+            "uri": "pkcs11:object=k",
+            "algorithm": "ec-p256",
+            "spki_sha256": sha256(spki(self.key.public_key())).hexdigest(),
+            "attributes": dict(PROTECTION),
+        }
+
         def unit(transaction: Transaction) -> None:
+            self.record(transaction, Kind.KEY_GENERATED, {"label": "root", **attestation})
             self.intend(transaction, certificate)
             close_intent(transaction, serial_text(1))
+            text = json.dumps(attestation)
             add_issuer(
-                transaction, IssuerRow(self.id, "root", "root", "pkcs11:object=k", "ec-p256", "{}", None, 0, int(NOW))
+                transaction, IssuerRow(self.id, "root", "root", "pkcs11:object=k", "ec-p256", text, None, 0, int(NOW))
             )
             add_chain(transaction, self.id, pem)
             self.record(

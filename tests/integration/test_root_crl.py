@@ -38,7 +38,7 @@ from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.certificates import RevocationRow, add_revocation
 from privyseal_ca.store.crls import CrlRow, find_crl, find_part, replace_crl, reserve_crls, unpublished
 from privyseal_ca.store.engine import Store
-from privyseal_ca.store.issuers import add_chain, all_issuers
+from privyseal_ca.store.issuers import add_chain, all_issuers, chains
 from privyseal_ca.store.ocsp import ResponderRow, add_responder, certify_responder
 from privyseal_ca.store.statement import Transaction
 
@@ -217,7 +217,8 @@ async def elsewhere(ceremony: Ceremony) -> Elsewhere:
     """A second chain for the issuer, as `issuer import --alternate` adds it."""
     root = Elsewhere()
     (issuer,) = [row for row in await ceremony.store.read(all_issuers) if row.state == "active"]
-    public_key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    (own,) = await ceremony.store.read(lambda tx: chains(tx, issuer.id))
+    public_key = x509.load_pem_x509_certificates(own.encode())[0].public_key()
     template = root_template(public_key, root.certificate.subject, serial=77, now=ceremony.clock.now())
     identifier = x509.SubjectKeyIdentifier(bytes.fromhex(issuer.id))
     cross = (

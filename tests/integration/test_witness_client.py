@@ -1,134 +1,29 @@
 """The ledger and its witnesses: cosignatures in time and late, witnesses that fail or lie, and what they have seen (P6, P8)."""
 
 import asyncio
-import shutil
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from aiohttp import web
-from sqlalchemy import bindparam, delete, update
 
-from fakes.checkpoints import ORIGIN, WatchedKey, checkpointer, grow, published
+from fakes.checkpoints import ORIGIN, WatchedKey, grow, published
 from fakes.dns import LOOPBACK, free_port
 from fakes.softhsm import SoftToken
-from fakes.store_faults import FaultyBackend, open_faulty
-from fakes.witnesses import Handler, Witnessing, answering, ledger_settings, witnessing
+from fakes.witnessed import Signer, Turned, cosigned, peer_of, put_back, until
+from fakes.witnesses import Handler, Witnessing, answering, witnessing
 from privyseal_acme.listener import Listener
 from privyseal_ca.errors import LedgerBehindError, LedgerError, SplitViewError, WitnessError
 from privyseal_ca.ledger.checkpoints import Checkpointer, latest_checkpoint
-from privyseal_ca.ledger.cosignatures import CosignatureVerifier, cosignatures
-from privyseal_ca.ledger.note import NoteVerifier, encode_base64
+from privyseal_ca.ledger.cosignatures import CosignatureVerifier
+from privyseal_ca.ledger.note import encode_base64
 from privyseal_ca.sections import WitnessSettings
 from privyseal_ca.store.engine import Store
-from privyseal_ca.store.migrate import migrate
-from privyseal_ca.store.statement import Statement, Transaction
-from privyseal_ca.store.tables import LedgerCheckpoint, LedgerEntry, LedgerHead, LedgerTile
 from privyseal_ca.telemetry.metrics import Metrics
-from privyseal_ca.witness.client import Witnesses
 from privyseal_ca.witness.protocol import SIZE_TYPE
 
-_entry = LedgerEntry.__table__  # type: ignore[attr-defined]
-_head = LedgerHead.__table__  # type: ignore[attr-defined]
-_CUT = Statement(delete(_entry).where(_entry.c.idx >= bindparam("first")))
-_SET_HEAD = Statement(update(_head).values(size=bindparam("first")))
-_DROP = [Statement(delete(table.__table__)) for table in (LedgerTile, LedgerCheckpoint)]  # type: ignore[attr-defined]
-
-_DEADLINE = 20.0
-
-
-class Turned:
-    """Seconds that only the test lets pass."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("database") / "empty.db"
-    migrate(f"sqlite:///{path}")
-    return path
-
-
-@pytest_asyncio.fixture
-async def store(tmp_path: Path, empty_database: Path) -> AsyncIterator[Store]:
-    url = f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
-    store = open_faulty(FaultyBackend(url))
-    await store.open()
-    yield store
-    await store.close()
-
-
-@pytest_asyncio.fixture
-async def key(soft_token: SoftToken) -> WatchedKey:
-    return WatchedKey(await soft_token.signing_key("ed25519"))
-
-
-@pytest_asyncio.fixture
-async def served(tmp_path: Path, soft_token: SoftToken, key: WatchedKey) -> AsyncIterator[Witnessing]:
-    async with witnessing(tmp_path, await soft_token.signing_key("ed25519", "w1")) as witness:
-        witness.state.add(NoteVerifier.for_key(ORIGIN, key.public_key).vkey())
-        yield witness
-
-
-Signer = Callable[..., Checkpointer]
-
-
-@pytest_asyncio.fixture
-async def signer(store: Store, key: WatchedKey) -> AsyncIterator[Signer]:
-    """Makes checkpointers with witnesses, each as a process of its own would have them."""
-    made: list[Checkpointer] = []
-
-    def make(*witnesses: WitnessSettings, monotonic: Callable[[], float] = time.monotonic, **more: Any) -> Checkpointer:
-        metrics = more.pop("metrics", None) or Metrics()
-        cosigner = Witnesses(
-            ledger_settings(*witnesses, **more),
-            origin=ORIGIN,
-            log_verifier=NoteVerifier.for_key(ORIGIN, key.public_key),
-            metrics=metrics,
-            monotonic=monotonic,
-        )
-        made.append(checkpointer(store, key, metrics=metrics, cosigner=cosigner))
-        return made[-1]
-
-    yield make
-    for each in made:
-        await each.close()
-
-
-async def cosigned(store: Store, *witnesses: WitnessSettings) -> set[str]:
-    """Who has cosigned the newest checkpoint."""
-    row = await store.read(latest_checkpoint)
-    assert row is not None
-    return set(cosignatures(row.note, [CosignatureVerifier.parse(witness.vkey) for witness in witnesses]))
-
-
-async def until(work: Callable[[], Any], signing: Checkpointer) -> None:
-    """Let the checkpointer go round until ``work`` gives something true."""
-    deadline = time.monotonic() + _DEADLINE
-    while not await work():
-        assert time.monotonic() < deadline
-        await signing.sign_due()
-        await asyncio.sleep(0.01)
-
-
-async def put_back(store: Store, first: int, *, signed: bool = False) -> None:
-    """Cut the ledger at ``first``, as a restored backup would have it; with ``signed`` its checkpoints are kept."""
-
-    def unit(transaction: Transaction) -> None:
-        transaction.execute(_CUT, first=first)
-        transaction.execute(_SET_HEAD, first=first)
-        for statement in [] if signed else _DROP:
-            transaction.execute(statement)
-
-    await store.write(unit)
+pytest_plugins = ("fakes.witness_fixtures",)
 
 
 def refusing(code: int, body: bytes = b"", content_type: str = "text/plain") -> Handler:
@@ -383,9 +278,10 @@ async def test_a_ledger_that_was_forked_is_found_and_not_published(
     assert served.state.newest(ORIGIN) == witnessed
 
 
+@pytest.mark.parametrize("looked", [True, False])
 @pytest.mark.parametrize("grown", [2, 20, 25])
 async def test_a_fork_that_the_witness_is_first_asked_about(
-    store: Store, served: Witnessing, signer: Signer, grown: int
+    store: Store, served: Witnessing, signer: Signer, grown: int, looked: bool
 ) -> None:
     """The witness could not be asked at the start, so that the token had signed before the fork was found."""
     await grow(store, 50)
@@ -394,12 +290,16 @@ async def test_a_fork_that_the_witness_is_first_asked_about(
     await grow(store, grown, salt="fork")
     signing = signer(served.settings)
     signing._asked = True
+    peer_of(signing).looked = looked
     for _ in range(2):
         with pytest.raises((SplitViewError, LedgerBehindError)):
             await signing.sign_due()
     assert await store.read(latest_checkpoint) is None, "and nothing of it was published"
     conflicts = served.state.conflicts(ORIGIN)
-    assert [conflict.proven for conflict in conflicts] == {2: [], 20: [True], 25: [False]}[grown]
+    proven: dict[int, list[bool]] = {2: [], 20: [True], 25: [False]}
+    assert [conflict.proven for conflict in conflicts] == (proven[grown] if looked else []), (
+        "sent only when it was compared"
+    )
 
 
 async def test_a_later_checkpoint_of_another_process_is_no_contradiction(

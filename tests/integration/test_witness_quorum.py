@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from click.testing import CliRunner
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from fakes.acme_client import make_csr
 from fakes.outages import readiness
@@ -13,6 +13,7 @@ from fakes.service import NewClient, StartService
 from fakes.witnesses import WitnessProcess
 from privyseal_acme.cli import cli
 from privyseal_ca.ledger.checkpoints import VKEY_FACT
+from privyseal_ca.ledger.cosignatures import CosignatureVerifier
 from privyseal_ca.store.issuers import find_fact
 
 _DEADLINE = 30.0
@@ -49,10 +50,9 @@ def test_orders_wait_for_the_quorum_and_drain(
         witness.close()
 
 
-def test_without_being_required_it_stops_nobody(
-    tmp_path: Path, start_service: StartService, new_client: NewClient
-) -> None:
-    vkey = WitnessProcess(tmp_path / "witness", "missing.example").setting["vkey"]
+def test_without_being_required_it_stops_nobody(start_service: StartService, new_client: NewClient) -> None:
+    key = ed25519.Ed25519PrivateKey.generate().public_key()
+    vkey = CosignatureVerifier.for_key("missing.example", key).vkey()
     settings = {"witnesses": [{"vkey": vkey, "url": "http://127.0.0.1:1"}], "quorum": 1, "quorum_patience": 0.01}
     service = start_service(ledger=settings)
     assert new_client(service).issue("missing.test")

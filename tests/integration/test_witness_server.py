@@ -16,12 +16,15 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from fakes.checkpoints import ORIGIN, WatchedKey
 from fakes.softhsm import SoftToken
 from fakes.witnesses import TestLog, Witnessing, witnessing
+from privyseal_ca.clock import CLOCK_STEP
 from privyseal_ca.errors import SignerUnavailableError, WitnessError
 from privyseal_ca.ledger.cosignatures import answered_lines, cosignatures
 from privyseal_ca.ledger.note import Checkpoint, encode_base64, open_note
+from privyseal_ca.witness import files
 from privyseal_ca.witness.monitoring import ask_witness, log_id, newest_at_witnesses
 from privyseal_ca.witness.protocol import MAX_SUBMISSION, Submission
 from privyseal_ca.witness.state import MAX_EVIDENCE, WitnessState
+from privyseal_ca.witness.witness import Witness
 
 LOG = TestLog()
 
@@ -215,6 +218,25 @@ async def test_what_is_kept_of_contradictions_is_bounded(session: ClientSession,
     assert len(served.state.conflicts(ORIGIN)) == MAX_EVIDENCE
 
 
+async def test_made_up_proofs_leave_room_for_what_is_proven(session: ClientSession, served: Witnessing) -> None:
+    """A log that wants its split view unrecorded fills the place first, or shows the same checkpoint at another moment."""
+    other = LOG.forked(0)
+    await post(session, served, LOG.submission(0, 5))
+    for size in range(6, 10 + MAX_EVIDENCE):
+        assert await status(session, served, other.submission(5, size)) == 422
+    assert await status(session, served, LOG.submission(5, 8)) == 200
+    assert await status(session, served, other.submission(8, 8)) == 422
+    proven = [conflict for conflict in served.state.conflicts(ORIGIN) if conflict.proven]
+    assert [(conflict.size, conflict.root) for conflict in proven] == [(8, other.checkpoint(8).root.hex())]
+    evidence = json.loads(proven[0].file.read_text())
+    assert Checkpoint.parse(open_note(evidence["cosigned"].encode(), [LOG.verifier])[0]) == LOG.checkpoint(8)
+    assert await status(session, served, other.submission(8, 8)) == 422
+    assert len(served.state.conflicts(ORIGIN)) == MAX_EVIDENCE, "it took the place of the same, unproven"
+    assert await status(session, served, LOG.submission(8, 200)) == 200
+    assert await status(session, served, other.submission(200, 200)) == 422
+    assert len(served.state.conflicts(ORIGIN)) == MAX_EVIDENCE + 1
+
+
 async def test_two_ledgers_at_once_never_get_two_roots_of_one_size(
     session: ClientSession, served: Witnessing, key: WatchedWitnessKey
 ) -> None:
@@ -272,6 +294,41 @@ async def test_nothing_is_signed_that_could_not_be_written(
     assert await status(session, served, LOG.submission(0, 5)) == 200
 
 
+async def test_what_may_not_be_durable_is_made_so_before_it_is_signed(
+    session: ClientSession, served: Witnessing, key: WatchedWitnessKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was renamed and not synced is there for whoever reads it, and gone after a power cut."""
+    real, synced = files.sync_folder, 0
+
+    def failing(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    def counting(folder: Path) -> None:
+        nonlocal synced
+        assert key.signed == []
+        synced += 1
+        real(folder)
+
+    monkeypatch.setattr(files, "sync_folder", failing)
+    assert await status(session, served, LOG.submission(0, 5)) == 503
+    assert served.state.newest(ORIGIN) == LOG.checkpoint(5), "as far as one can see"
+    assert key.signed == []
+    monkeypatch.setattr(files, "sync_folder", counting)
+    before, published = synced, served.state.publish
+    monkeypatch.setattr(served.state, "publish", lambda *args: (key.signed.clear(), published(*args)))
+    assert await status(session, served, LOG.submission(5, 5)) == 200
+    assert synced == before + 2, "the agreement and what is shown"
+    served.clock.advance(1)
+    key.signed.clear()
+    assert await status(session, served, LOG.submission(5, 5)) == 200
+    assert synced == before + 3, "and once is enough"
+    # The next process knows only what it reads: the one before may have been killed between the two.
+    again = Witness(served.state, key, served.witness.verifier.name, served.clock)
+    key.signed.clear()
+    assert (await again.submit(LOG.submission(5, 5))).status == 200
+    assert synced == before + 5
+
+
 async def test_a_token_that_is_away(session: ClientSession, served: Witnessing, key: WatchedWitnessKey) -> None:
     def away() -> None:
         raise SignerUnavailableError("The token is away.")
@@ -282,6 +339,71 @@ async def test_a_token_that_is_away(session: ClientSession, served: Witnessing, 
     assert await status(session, served, LOG.forked(2).submission(5, 5)) == 422
     key.before = lambda: None
     assert await status(session, served, LOG.submission(5, 5)) == 200
+
+
+@pytest.mark.parametrize(
+    "submission", [LOG.submission(0, 3), LOG.forked(2).submission(5, 5), LOG.forked(2).submission(5, 9)]
+)
+async def test_what_was_agreed_to_is_shown_to_whoever_is_refused_for_it(
+    session: ClientSession, served: Witnessing, key: WatchedWitnessKey, submission: bytes
+) -> None:
+    """Only what is shown proves to a ledger that its database was put back; the token or the process had failed by then."""
+
+    def away() -> None:
+        raise SignerUnavailableError("The token is away.")
+
+    await post(session, served, LOG.submission(0, 2))
+    key.before = away
+    assert await status(session, served, LOG.submission(2, 5)) == 503
+    assert await status(session, served, submission) in {409, 422}
+    key.before = lambda: None
+    shown = await ask_witness(served.settings, ORIGIN, LOG.verifier, session)
+    assert shown.checkpoint == LOG.checkpoint(2)
+    # Also when a process was killed between: the next one does not know more than what is in the files.
+    restarted = Witness(served.state, key, served.witness.verifier.name, served.clock)
+    assert (await restarted.submit(submission)).status in {409, 422}
+    shown = await ask_witness(served.settings, ORIGIN, LOG.verifier, session)
+    assert (shown.checkpoint, shown.problem) == (LOG.checkpoint(5), "")
+    count = len(key.signed)
+    await restarted.submit(submission)
+    assert len(key.signed) == count
+
+
+async def test_nothing_is_signed_for_a_key_that_is_trusted_no_more(
+    session: ClientSession, served: Witnessing, key: WatchedWitnessKey
+) -> None:
+    def away() -> None:
+        raise SignerUnavailableError("The token is away.")
+
+    renewed = TestLog(key=ed25519.Ed25519PrivateKey.generate())
+    key.before = away
+    assert await status(session, served, LOG.submission(0, 5)) == 503
+    key.before = lambda: None
+    key.signed.clear()
+    served.state.remove(ORIGIN)
+    served.state.add(renewed.verifier.vkey())
+    assert await status(session, served, renewed.submission(0, 7)) == 409
+    assert key.signed == []
+    assert served.state.newest(ORIGIN) == LOG.checkpoint(5), "and it is bound by it"
+    assert await status(session, served, renewed.submission(5, 7)) == 200
+
+
+async def test_a_clock_that_is_put_back_dates_nothing_before_a_smaller_tree(
+    session: ClientSession, served: Witnessing, key: WatchedWitnessKey
+) -> None:
+    """A cosignature says that at its time nothing larger was seen (tlog-cosignature)."""
+    name, verifier, began = served.witness.verifier.name, served.witness.verifier, served.clock.now()
+    await post(session, served, LOG.submission(0, 5))
+    served.clock.advance(-20)
+    later = await post(session, served, LOG.submission(5, 9))
+    assert answered_lines(later[1], LOG.note(9), [verifier])[name][0] == began
+    again = Witness(served.state, key, name, served.clock)
+    answer = await again.submit(LOG.submission(9, 10))
+    assert answered_lines(answer.text.encode(), LOG.note(10), [verifier])[name][0] == began
+    # One that was far ahead for a while is not the time for ever.
+    served.clock.advance(-CLOCK_STEP)
+    answer = await again.submit(LOG.submission(10, 11))
+    assert answered_lines(answer.text.encode(), LOG.note(11), [verifier])[name][0] == served.clock.now()
 
 
 async def test_state_that_is_damaged_cosigns_nothing(
@@ -317,8 +439,23 @@ async def test_a_log_that_changes_its_key(session: ClientSession, served: Witnes
 
 
 async def test_one_process_serves_a_home(served: Witnessing) -> None:
-    with pytest.raises(WitnessError, match="Another process"), WitnessState(served.home).serving():
-        pass
+    other = served.home.with_name(f"{served.home.name}-other")
+    other.symlink_to(served.home)
+    for home in (served.home, other):
+        with pytest.raises(WitnessError, match="Another process"), WitnessState(home).serving():
+            pass
+
+
+async def test_one_command_changes_the_logs_at_a_time(served: Witnessing) -> None:
+    """Two that add a key to one log must not lose one of them."""
+    other = WitnessState(served.home)
+    with other._changing():
+        for change in (lambda: served.state.add(TestLog().verifier.vkey()), lambda: served.state.remove(ORIGIN)):
+            with pytest.raises(WitnessError, match="Another command"):
+                change()
+    assert served.state.keys(ORIGIN) == [LOG.verifier]
+    served.state.add(TestLog().verifier.vkey())
+    assert len(served.state.keys(ORIGIN)) == 2
 
 
 async def test_what_others_show_instead_of_a_checkpoint(session: ClientSession, served: Witnessing) -> None:

@@ -62,6 +62,7 @@ async def test_a_good_ledger_passes(authority: Authority) -> None:
         abandoned=1,
         in_flight=0,
         crls=0,
+        keys=1,
     )
 
 

@@ -93,10 +93,27 @@ def test_several_and_their_times() -> None:
 
 def test_merging_keeps_what_is_there() -> None:
     whole = merged(NOTE, [line("w1.example", 5)])
-    assert merged(whole, [line("w1.example", 6), line("w2.example", 9), line("w2.example", 10)]) == (
+    assert merged(whole, [line("w1.example", 5), line("w1.example", 4), line("w2.example", 9)]) == (
         whole + line("w2.example", 9).encode()
     )
     assert merged(NOTE, []) == NOTE
+
+
+def test_a_later_one_takes_the_place_of_the_earlier_one() -> None:
+    whole = merged(NOTE, [line("w1.example", 5), line("w2.example", 9)])
+    assert merged(whole, [line("w1.example", 6), line("w2.example", 10), line("w1.example", 3)]) == merged(
+        NOTE, [line("w1.example", 6), line("w2.example", 10)]
+    )
+
+
+def test_no_cosignature_takes_the_place_of_the_log() -> None:
+    """A witness that bears the log's name and, which takes a while to find, a key with the id of the log's."""
+    for forged in (b"\x7f" + bytes(71), bytes(64), b"x"):
+        data = encode_base64(LOG.key_id + forged)
+        assert merged(NOTE, [f"\u2014 {LOG.name} {data}\n"]) == NOTE
+    other = raw(ONE, b"no cosignature")
+    whole = NOTE + other.encode()
+    assert merged(whole, [line("w1.example", 5)]) == whole, "nor that of anything else"
 
 
 def test_of_two_by_one_witness_the_later_counts() -> None:
@@ -193,6 +210,15 @@ def test_two_witnesses_with_one_name() -> None:
     other = CosignatureVerifier.for_key("w1.example", KEYS["w2.example"].public_key())
     with pytest.raises(LedgerError, match="name"):
         cosignatures(NOTE, [ONE, other])
+
+
+def test_two_witnesses_with_one_key() -> None:
+    """A cosignature does not say by whom it is: whoever has two names would be two of a quorum."""
+    other = CosignatureVerifier.for_key("other.example", KEYS["w1.example"].public_key())
+    twice = NOTE + line("w1.example", 5).encode()
+    with pytest.raises(LedgerError, match="same key"):
+        cosignatures(twice, [ONE, other])
+    assert cosignatures(twice, [ONE, ONE]) == {"w1.example": 5}
 
 
 def test_a_note_has_room_for_so_many() -> None:

@@ -2,7 +2,7 @@
 
 Entries are read in pages and forgotten; what is kept grows with the issuances in flight and the serials revoked. What is
 said of revocations is checked in :mod:`privyseal_ca.ledger.audit_revocations`, CRLs in
-:mod:`privyseal_ca.ledger.audit_crls`, checkpoints and tiles in :mod:`privyseal_ca.ledger.audit_checkpoints`. The check
+:mod:`privyseal_ca.ledger.audit_crls`, keys in :mod:`privyseal_ca.ledger.audit_keys`, checkpoints and tiles in :mod:`privyseal_ca.ledger.audit_checkpoints`. The check
 runs beside a service at work: it ends at the size that the ledger has when everything else has been looked at.
 
 What it cannot see is a ledger that somebody rewrote as a whole, tables included. For that, keep a checkpoint elsewhere and
@@ -22,6 +22,7 @@ from privyseal_ca.errors import LedgerError
 from privyseal_ca.ledger.audit_checkpoints import CheckpointAudit, require_continued
 from privyseal_ca.ledger.audit_crls import CrlAudit
 from privyseal_ca.ledger.audit_errors import AuditError, wrong, wrong_about
+from privyseal_ca.ledger.audit_keys import KeyAudit
 from privyseal_ca.ledger.audit_restores import RestoreAudit
 from privyseal_ca.ledger.audit_revocations import RevocationAudit
 from privyseal_ca.ledger.audit_tables import (
@@ -38,7 +39,7 @@ from privyseal_ca.ledger.note import Checkpoint
 from privyseal_ca.ledger.tree import TreeHasher, leaf_hash
 from privyseal_ca.store.certificates import find_certificate
 from privyseal_ca.store.engine import Store
-from privyseal_ca.store.issuers import all_issuers, chains
+from privyseal_ca.store.issuers import IssuerRow, all_issuers, chains
 from privyseal_ca.store.statement import Transaction
 
 _PAGE: Final = 500
@@ -66,6 +67,8 @@ class AuditReport:
     since: Checkpoint | None = None
     #: Certificates that are known by their entries only, since a restore brought back these entries.
     lost: int = 0
+    #: Keys in tokens that entries attest.
+    keys: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,8 @@ class Auditor:
         self._cas: dict[str, list[x509.Certificate]] = {}
         self._above: dict[str, list[x509.Certificate]] = {}
         self._own_roots: set[str] = set()
+        self._issuers: list[IssuerRow] = []
+        self._keys = KeyAudit()
         self._revocations = RevocationAudit(self._seen.ca_serials)
         self._restores = RestoreAudit()
         self._crls = CrlAudit(
@@ -134,6 +139,7 @@ class Auditor:
         )
         self._checkpoints = CheckpointAudit(witnesses)
         self._checks: dict[Kind, Callable[[Transaction, int, dict[str, Any]], None]] = {
+            Kind.KEY_GENERATED: lambda _, index, members: self._keys.generated(index, members["payload"]),
             Kind.INTENT: self._intent,
             Kind.ISSUED: self._issued,
             Kind.ABANDONED: self._abandoned,
@@ -178,6 +184,7 @@ class Auditor:
             tiles=self._checkpoints.tiles,
             since=self._since,
             lost=self._restores.lost,
+            keys=self._keys.checked,
         )
 
     def _begin(self, transaction: Transaction) -> int:
@@ -306,11 +313,13 @@ class Auditor:
             self._restores.ca_lost(index, fingerprint)
         elif _tbs_sha256(found) != payload["tbs_sha256"] or f"{found.serial_number:032x}" != serial:
             raise wrong_here("does not follow from the certificate")
+        else:
+            self._keys.certified(index, serial, found)
         self._seen.ca_certificates.add(fingerprint)
         self._seen.ca_serials[serial] = issuer
 
     def _restored(self, _: Transaction, index: int, members: dict[str, Any]) -> None:
-        self._restores.restored(index, members["payload"])
+        self._restores.restored(index, members["payload"], self._tree.root())
         self._crls.restored(index)
 
     def _find_ca(self, issuer_id: str, fingerprint: str) -> x509.Certificate | None:
@@ -328,7 +337,8 @@ class Auditor:
     # What the entries cannot show: rows without entries.
 
     def _load_cas(self, transaction: Transaction) -> None:
-        for issuer in all_issuers(transaction):
+        self._issuers = all_issuers(transaction)
+        for issuer in self._issuers:
             if issuer.state == "root":
                 self._own_roots.add(issuer.id)
             parsed = [x509.load_pem_x509_certificates(chain.encode()) for chain in chains(transaction, issuer.id)]
@@ -355,6 +365,7 @@ class Auditor:
 
     def _compare(self, in_flight: set[str]) -> None:
         self._restores.compare()
+        self._keys.compare(self._issuers)
         self._revocations.compare()
         self._crls.compare()
         for serial in sorted(self._seen.open.keys() ^ in_flight):

@@ -8,7 +8,7 @@ A checkpoint comes about in three steps, each of which may be the last before a 
 3. The token signs exactly that, the signature is verified, and the note is committed. Only then is it there for readers.
 
 Between the token and the commit witnesses are asked for their cosignatures, where there are any. They are waited for a
-moment at most; later ones are merged into the note that is published already, whose text never changes.
+moment at most; later ones are merged into the note that is published already, whose text and first signature never change.
 
 A row without a note is a promise to sign nothing else: whoever finds one signs the same size and root again. That is safe
 although the token may have signed before, for the statement is the same; so an uncertain signature is not the end of it,
@@ -39,7 +39,7 @@ from privyseal_ca.ledger.checkpoint_rows import (
     stage,
 )
 from privyseal_ca.ledger.cosignatures import merged
-from privyseal_ca.ledger.cosigning import Cosigner, Seen, consistency, require_seen
+from privyseal_ca.ledger.cosigning import Cosigner, KeptQuorum, Seen, consistency, require_seen
 from privyseal_ca.ledger.log import entries, lock_head, size
 from privyseal_ca.ledger.note import Checkpoint, NoteVerifier, note_with
 from privyseal_ca.ledger.proofs import Receipt, inclusion_proof, verify_inclusion
@@ -161,6 +161,7 @@ class Checkpointer:
         self._cosigner = cosigner
         #: Whether the witnesses were asked what they have seen: once, before this process signs anything.
         self._asked = cosigner is None
+        self._quorum = None if cosigner is None else KeptQuorum(store, cosigner, clock)
         #: What witnesses have shown and the ledger has not grown from. Compared again each time: a database may come back.
         self._evidence: tuple[Seen, ...] = ()
         self._refused = ""
@@ -209,6 +210,8 @@ class Checkpointer:
             published = await self._sign_due()
         except (SignerError, StoreError) as error:
             self._failing = self._failing or (self._clock.now(), error.message)
+            if self._cosigner is not None:
+                self._cosigner.lost()
             raise
         except LedgerError as error:
             if self._refused != error.message:
@@ -224,6 +227,8 @@ class Checkpointer:
     async def _sign_due(self) -> bool:
         end, newest = await self._store.read(self._look)
         self._evidence = ()
+        if self._quorum is not None:
+            await self._quorum.resume()
         self._metrics.ledger_entries.set(end)
         since = 0
         if newest is not None and newest.note is not None:
@@ -277,15 +282,16 @@ class Checkpointer:
         return merged(note, cosigned.lines)
 
     async def _cosign_published(self, row: CheckpointRow, note: bytes) -> None:
-        """Add to the newest checkpoint the cosignatures that did not arrive in time."""
-        if self._cosigner is None:
+        """Add to the newest checkpoint the cosignatures that did not arrive in time, or newer ones when it stays the newest."""
+        if self._cosigner is None or self._quorum is None:
             return
         checkpoint = Checkpoint(self._origin, row.size, row.root)
         cosigned = await self._cosigner.cosign(note, checkpoint, self._proof(row.size), wait=False)
         await self._compare(cosigned.seen)
-        if cosigned.lines:
-            new = merged(note, cosigned.lines)
+        new = merged(note, cosigned.lines)
+        if new != note:
             await self._store.write(partial(replace_note, size=row.size, old=note, new=new))
+        await self._quorum.keep()
 
     def _proof(self, new: int) -> Callable[[int], Awaitable[list[bytes]]]:
         return lambda old: self._store.read(partial(consistency, old=old, new=new))

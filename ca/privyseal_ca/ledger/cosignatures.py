@@ -136,7 +136,7 @@ def cosignatures(note: bytes, verifiers: Iterable[CosignatureVerifier]) -> dict[
     :func:`privyseal_ca.ledger.note.open_note`. Of two cosignatures by the same witness the later counts.
 
     Raises:
-        LedgerError: a malformed note, a wrong cosignature by one of these witnesses, or two witnesses with one name.
+        LedgerError: a malformed note, a wrong cosignature by one of these witnesses, or two witnesses with one name or key.
     """
     known = _by_name(verifiers)
     text, lines = split_note(note)
@@ -159,23 +159,33 @@ def answered_lines(answer: bytes, note: bytes, verifiers: Iterable[CosignatureVe
 
 
 def merged(note: bytes, lines: Iterable[str]) -> bytes:
-    """``note`` and behind it those of ``lines``, each with its end, whose keys have no line in it yet.
+    """``note`` with the cosignatures ``lines``, each with its end, whose keys have none in it yet or one of an earlier time.
 
-    What the note has stays as it is, in its order. The lines are not verified here.
+    Text and first line, which is the log's own signature, stay as they are, and all others where they are. A line takes the
+    place of the earlier one by its key, or comes last. The lines are not verified here.
 
     Raises:
         LedgerError: a malformed note or line, or more lines or bytes than a note has.
     """
-    _, present = split_note(note)
-    keys = {signature_of(line)[:2] for line in present}
-    for line in lines:
-        key = signature_of(line.removesuffix("\n"))[:2]
-        if key not in keys:
-            keys.add(key)
-            note += line.encode()
-    if len(keys) > MAX_SIGNATURES or len(note) > MAX_NOTE:
+    text, present = split_note(note)
+    at = {signature_of(line)[:2]: number for number, line in reversed(list(enumerate(present)))}
+    for each in lines:
+        line = each.removesuffix("\n")
+        name, key_id, signature = signature_of(line)
+        number = at.setdefault((name, key_id), len(present))
+        if number == len(present):
+            present.append(line)
+        elif number and _time(signature) > _time(signature_of(present[number])[2]) >= 0:
+            present[number] = line
+    whole = (text + "\n" + "".join(f"{line}\n" for line in present)).encode()
+    if len(present) > MAX_SIGNATURES or len(whole) > MAX_NOTE:
         raise LedgerError(f"A note has at most {MAX_SIGNATURES} signatures and {MAX_NOTE} bytes.")
-    return note
+    return whole
+
+
+def _time(signature: bytes) -> int:
+    """The time that a cosignature claims, before it is verified; -1 for what has not the form of one."""
+    return int.from_bytes(signature[:_TIME_BYTES]) if len(signature) == _TIME_BYTES + _SIGNATURE_BYTES else -1
 
 
 def _found(text: str, lines: Iterable[str], known: Mapping[str, CosignatureVerifier]) -> dict[str, tuple[int, str]]:
@@ -198,4 +208,7 @@ def _by_name(verifiers: Iterable[CosignatureVerifier]) -> dict[str, CosignatureV
     for verifier in verifiers:
         if known.setdefault(verifier.name, verifier) != verifier:
             raise LedgerError(f"Two witnesses have the name {verifier.name}.", hint="Give each a name of its own.")
+    # What is signed does not say who signs (tlog-cosignature): each must have a key of its own, or one counts as two.
+    if len({verifier.key.public_bytes_raw() for verifier in known.values()}) < len(known):
+        raise LedgerError("Two witnesses have the same key.", hint="Name each witness once, with a key of its own.")
     return known

@@ -2,15 +2,24 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Final, Protocol
 
+from privyseal_ca.clock import Clock
 from privyseal_ca.errors import LedgerBehindError, SplitViewError
 from privyseal_ca.ledger.log import size
 from privyseal_ca.ledger.note import Checkpoint
 from privyseal_ca.ledger.proofs import consistency_proof
 from privyseal_ca.ledger.tile_store import StoredTiles
 from privyseal_ca.ledger.tiles import root_of
+from privyseal_ca.store.engine import Store
+from privyseal_ca.store.issuers import find_fact, set_fact
 from privyseal_ca.store.statement import Transaction
+
+#: The fact that says since when the quorum of witnesses is missing, in whole seconds since the epoch; empty when it is not.
+QUORUM_FACT: Final = "quorum-missing-since"
+#: How many seconds it may be missing before that is remembered beyond this process.
+_BRIEFLY: Final = 2.0
 
 #: Gives the consistency proof from an earlier size to the checkpoint that is to be cosigned.
 Proof = Callable[[int], Awaitable[Sequence[bytes]]]
@@ -29,18 +38,31 @@ class Seen:
 class Cosigned:
     """What came of asking for cosignatures."""
 
-    #: Verified signature lines, each with its end, that the note did not have.
+    #: Verified signature lines, each with its end, that the note did not have, or had of an earlier time.
     lines: tuple[str, ...] = ()
     #: What witnesses show instead of cosigning. Not compared with the ledger yet.
     seen: tuple[Seen, ...] = ()
 
 
 class Cosigner(Protocol):
-    """Asks witnesses. No method raises for what they do, and each ends within the time that was set for it."""
+    """Asks witnesses. No method raises for what they do, and each ends within a few seconds, or the time that was set for it."""
 
     @property
     def standing(self) -> str:
         """Why issuance has to wait for cosignatures; empty when it has not to, as when no quorum is required."""
+        ...
+
+    @property
+    def missing(self) -> float:
+        """For how many seconds fewer than the quorum have cosigned what the ledger has; 0 while they are enough."""
+        ...
+
+    def resume(self, missing: float) -> None:
+        """An earlier process has found the quorum missing for so many seconds. To be called before anybody is asked."""
+        ...
+
+    def lost(self) -> None:
+        """There are entries that no checkpoint could be signed of, so that nobody can cosign them."""
         ...
 
     async def seen(self) -> Sequence[Seen]:
@@ -48,7 +70,7 @@ class Cosigner(Protocol):
         ...
 
     async def cosign(self, note: bytes, checkpoint: Checkpoint, proof: Proof, *, wait: bool = True) -> Cosigned:
-        """Ask the witnesses that ``note``, which says ``checkpoint``, has no cosignature of.
+        """Ask the witnesses that ``note``, which says ``checkpoint``, has no cosignature of, or an old one.
 
         With ``wait`` those are waited for that answered in time before. The others, and everybody without it, are asked in
         the background: what they say is in the result of a later call for the same note.
@@ -58,6 +80,33 @@ class Cosigner(Protocol):
     async def close(self) -> None:
         """Ask nobody any more, and let go of what was opened for it. May be called twice."""
         ...
+
+
+class KeptQuorum:
+    """Since when the quorum of ``cosigner`` is missing, kept in the database: a restart must not be new patience with it."""
+
+    def __init__(self, store: Store, cosigner: Cosigner, clock: Clock) -> None:
+        self._store = store
+        self._cosigner = cosigner
+        self._clock = clock
+        #: Whether the database says that it is missing; None until it was read.
+        self._missing: bool | None = None
+
+    async def resume(self) -> None:
+        """Go on from what an earlier process has found. Only the first call does anything. Raises StoreError."""
+        if self._missing is None:
+            since = await self._store.read(partial(find_fact, name=QUORUM_FACT))
+            self._missing = bool(since)
+            if since:
+                self._cosigner.resume(max(0.0, self._clock.now() - int(since)))
+
+    async def keep(self) -> None:
+        """Remember that it is missing, or not any more, when that is not a matter of a moment. Raises StoreError."""
+        seconds = self._cosigner.missing
+        if (not self._missing and seconds > _BRIEFLY) or (self._missing and not seconds):
+            since = str(int(self._clock.now() - seconds)) if seconds else ""
+            await self._store.write(partial(set_fact, name=QUORUM_FACT, value=since))
+            self._missing = bool(since)
 
 
 def consistency(transaction: Transaction, old: int, new: int) -> list[bytes]:

@@ -42,6 +42,9 @@ _ED25519: Final = b"\x01"
 _ECDSA: Final = b"\x02"
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
+_VKEY_HINT: Final = (
+    "Give what `privyseal ledger vkey` prints, for a witness `privyseal witness vkey`, or the file with it as @FILE."
+)
 
 
 def encode_base64(data: bytes) -> str:
@@ -112,14 +115,14 @@ class NoteVerifier:
         # Base64 has pluses too.
         parts = vkey.split("+", 2) if len(vkey) <= _MAX_VKEY else []
         if len(parts) != _VKEY_PARTS or not _KEY_ID.fullmatch(parts[1]):
-            raise LedgerError("The verifier key is not of the form name+id+key.")
+            raise LedgerError("The verifier key is not of the form name+id+key.", hint=_VKEY_HINT)
         name, key_id, encoded = parts
         key = decode_base64(encoded, "key of the verifier key")
         verifier = cls.for_key(name, _decoded(key[:1], key[1:]))
         if verifier.key_id.hex() != key_id:
-            raise LedgerError("The verifier key's id is not that of its key.")
+            raise LedgerError("The verifier key's id is not that of its key.", hint=_VKEY_HINT)
         if verifier.vkey() != vkey:
-            raise LedgerError("The verifier key's key is not in the one form that it has.")
+            raise LedgerError("The verifier key's key is not in the one form that it has.", hint=_VKEY_HINT)
         return verifier
 
     def vkey(self) -> str:
@@ -293,8 +296,8 @@ def _decoded(kind: bytes, encoded: bytes) -> PublicKey:
             if isinstance(key, ec.EllipticCurvePublicKey):
                 return key
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise LedgerError("The verifier key's key is malformed.") from error
-    raise LedgerError("The verifier key is neither of type 1 (Ed25519) nor of type 2 (ECDSA).")
+        raise LedgerError("The verifier key's key is malformed.", hint=_VKEY_HINT) from error
+    raise LedgerError("The verifier key is neither of type 1 (Ed25519) nor of type 2 (ECDSA).", hint=_VKEY_HINT)
 
 
 def _by_name_and_id(verifiers: Iterable[NoteVerifier]) -> dict[tuple[str, bytes], NoteVerifier]:

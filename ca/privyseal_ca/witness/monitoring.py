@@ -34,6 +34,8 @@ class Sighting:
     note: bytes
     #: Why the witness cannot be relied upon; empty when it answered, also that it has nothing.
     problem: str = ""
+    #: Whether there was an answer, and not one that says to ask again later.
+    reached: bool = True
 
 
 def log_id(origin: str) -> str:
@@ -58,11 +60,12 @@ async def ask_witness(
     prefix = (witness.monitoring_url or witness.url).rstrip("/")
     reply = await exchange(session, f"{prefix}/{log_id(origin)}/checkpoint", seconds=seconds, most=MAX_NOTE)
     if reply.failure:
-        return Sighting(name, None, b"", reply.failure)
+        return Sighting(name, None, b"", reply.failure, reached=False)
     if reply.status == HTTPStatus.NOT_FOUND:
         return Sighting(name, None, b"")
     if reply.status != HTTPStatus.OK:
-        return Sighting(name, None, b"", f"answers with HTTP status {reply.status}")
+        reached = reply.status < HTTPStatus.INTERNAL_SERVER_ERROR
+        return Sighting(name, None, b"", f"answers with HTTP status {reply.status}", reached=reached)
     return _sighting(name, reply.body, witness.vkey, origin, log_verifier)
 
 

@@ -24,15 +24,16 @@ from typing import Any, Final
 
 from privyseal_ca.clock import rfc3339
 from privyseal_ca.errors import LedgerError, WitnessError
-from privyseal_ca.ledger.note import MAX_NOTE, Checkpoint, NoteVerifier, open_note, split_note
-from privyseal_ca.witness.files import read_file, replace_file
+from privyseal_ca.ledger.note import MAX_NOTE, Checkpoint, NoteVerifier, split_note
+from privyseal_ca.witness.files import read_file, replace_file, sync_folder
 from privyseal_ca.witness.monitoring import log_id
 
 #: Keys of one log: it has a second one while it changes them.
 MAX_KEYS: Final = 8
 #: Logs of one witness.
 MAX_LOGS: Final = 10_000
-#: Contradictions of one log that are kept; the first says it all.
+#: Contradictions of one log that are kept: as many that are proven, and as many that are not. The first says it all, and
+#: whoever makes up proofs must leave room for it.
 MAX_EVIDENCE: Final = 16
 
 _LOGS: Final = "logs"
@@ -68,6 +69,8 @@ class WitnessState:
         try:
             for name in (_LOGS, _EVIDENCE):
                 (self._home / name).mkdir(mode=0o700, exist_ok=True)
+            # What is synced inside of them later must not be lost with them.
+            sync_folder(self._home)
         except OSError as error:
             raise WitnessError(
                 f"{self._home} cannot be written: {error.strerror}.", hint="Make the home writable for this user."
@@ -81,17 +84,10 @@ class WitnessState:
             WitnessError: another one does.
         """
         self.prepare()
-        descriptor = os.open(self._home / "serving.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise WitnessError(
-                    f"Another process serves the witness in {self._home}.", hint="Stop that one first."
-                ) from error
+        with _locked(self._home / "serving.lock") as free:
+            if not free:
+                raise WitnessError(f"Another process serves the witness in {self._home}.", hint="Stop that one first.")
             yield
-        finally:
-            os.close(descriptor)
 
     # Logs.
 
@@ -104,30 +100,38 @@ class WitnessState:
         """
         verifier = NoteVerifier.parse(vkey)
         self.prepare()
-        known = self.keys(verifier.name)
-        if verifier in known:
-            return verifier
-        if len(known) >= MAX_KEYS or (not known and len(self.origins()) >= MAX_LOGS):
-            raise WitnessError(
-                f"A witness has at most {MAX_LOGS} logs with {MAX_KEYS} keys each.",
-                hint="Remove one with `privyseal witness remove`.",
-            )
-        self._write_keys(verifier.name, [*known, verifier])
+        with self._changing():
+            known = self.keys(verifier.name)
+            if verifier in known:
+                return verifier
+            if len(known) >= MAX_KEYS or (not known and len(self.origins()) >= MAX_LOGS):
+                raise WitnessError(
+                    f"A witness has at most {MAX_LOGS} logs with {MAX_KEYS} keys each.",
+                    hint="Remove one with `privyseal witness remove`.",
+                )
+            self._write_keys(verifier.name, [*known, verifier])
         return verifier
 
     def remove(self, origin: str) -> None:
         """Watch the log ``origin`` no more. What was cosigned of it is remembered, should it come back.
 
         Raises:
-            WitnessError: it is not watched.
+            WitnessError: it is not watched, or its file cannot be removed.
         """
+        self.prepare()
         path = self._path(origin, _KEYS)
-        try:
-            path.unlink()
-        except FileNotFoundError as error:
-            raise WitnessError(
-                f"No log {origin} is watched here.", hint="`privyseal witness list` shows those that are."
-            ) from error
+        with self._changing():
+            try:
+                path.unlink()
+                sync_folder(self._logs)
+            except FileNotFoundError as error:
+                raise WitnessError(
+                    f"No log {origin} is watched here.", hint="`privyseal witness list` shows those that are."
+                ) from error
+            except OSError as error:
+                raise WitnessError(
+                    f"{path} cannot be removed: {error.strerror}.", hint="Make the home writable for this user."
+                ) from error
 
     def origins(self) -> list[str]:
         """The origins of the logs that are watched, sorted. Raises WitnessError or LedgerError for files that cannot be read."""
@@ -178,16 +182,22 @@ class WitnessState:
     def record(self, origin: str, note: bytes, *, proven: bool, now: float) -> bool:
         """Keep ``note``, which contradicts the newest one, beside that one; whether it was not kept before.
 
+        What is proven takes the place of the same checkpoint unproven, and never lacks one because of others unproven.
+
         Raises:
             WitnessError: it cannot be written.
         """
-        found = _checkpoint_of(note, self.keys(origin))
+        found = Checkpoint.parse(split_note(note)[0])
         folder = self._home / _EVIDENCE / log_id(origin)
         path = folder / f"{found.size}-{found.root.hex()}.json"
-        if path.exists() or len(self.conflicts(origin)) >= MAX_EVIDENCE:
+        kept = {conflict.file: conflict.proven for conflict in self.conflicts(origin)}
+        if path in kept and (kept[path] or not proven):
+            return False
+        if list(kept.values()).count(proven) >= MAX_EVIDENCE:
             return False
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
+            sync_folder(folder.parent)
         except OSError as error:
             raise WitnessError(f"{folder} cannot be made: {error.strerror}.", hint="Check the disk.") from error
         newest = self.newest_note(origin) or b""
@@ -211,11 +221,41 @@ class WitnessState:
             (_read_conflict(path) for path in paths if path.name[0] != "."), key=lambda conflict: conflict.size
         )
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Be the one process that changes which logs are watched. Raises WitnessError while another one does."""
+        with _locked(self._home / "changing.lock") as free:
+            if not free:
+                raise WitnessError(
+                    f"Another command changes the logs of the witness in {self._home}.", hint="Try again in a moment."
+                )
+            yield
+
     def _path(self, origin: str, suffix: str) -> Path:
         return self._logs / f"{log_id(origin)}{suffix}"
 
     def _write_keys(self, origin: str, keys: list[NoteVerifier]) -> None:
         replace_file(self._path(origin, _KEYS), "".join(f"{key.vkey()}\n" for key in keys).encode())
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the lock at ``path``; False when another process does. Raises WitnessError when there can be none."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise WitnessError(
+            f"{path} cannot be opened: {error.strerror}.", hint="Make the home writable for this user."
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
 
 
 def _read_keys(path: Path) -> list[NoteVerifier]:
@@ -229,11 +269,6 @@ def _read_keys(path: Path) -> list[NoteVerifier]:
     if not keys or len({key.name for key in keys}) != 1:
         raise WitnessError(f"{path} is damaged.", hint="Delete it, and use `privyseal witness add`.")
     return keys
-
-
-def _checkpoint_of(note: bytes, keys: list[NoteVerifier]) -> Checkpoint:
-    text, _ = open_note(note, keys)
-    return Checkpoint.parse(text)
 
 
 def _read_conflict(path: Path) -> Conflict:

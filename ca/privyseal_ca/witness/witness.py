@@ -8,18 +8,20 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from http import HTTPStatus
 from typing import Final
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from privyseal_ca.clock import Clock
+from privyseal_ca.clock import CLOCK_STEP, Clock
 from privyseal_ca.errors import LedgerError, SignerError, WitnessError
 from privyseal_ca.hsm.signer import PrivateKey, SigningKey
-from privyseal_ca.ledger.cosignatures import CosignatureVerifier, cosigned_message, merged
+from privyseal_ca.ledger.cosignatures import CosignatureVerifier, cosignatures, cosigned_message, merged
 from privyseal_ca.ledger.note import Checkpoint, NoteVerifier, decode_hash, open_note, signature_of, split_note
 from privyseal_ca.ledger.proofs import verify_consistency
+from privyseal_ca.witness.monitoring import log_id
 from privyseal_ca.witness.protocol import Submission
 from privyseal_ca.witness.state import WitnessState
 
@@ -38,6 +40,18 @@ class Answer:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Cosigned:
+    """The newest cosignature of a log."""
+
+    #: SHA-256 of the text that it is over: texts may be long, and logs many.
+    digest: bytes
+    #: Its time, in seconds since the epoch.
+    time: int
+    #: The line; empty when an earlier process made it.
+    line: str = ""
+
+
 class Witness:
     """Watches the logs in ``state`` and cosigns with ``key`` under ``name``.
 
@@ -52,8 +66,10 @@ class Witness:
         self.verifier = CosignatureVerifier.for_key(name, key.public_key)
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting = 0
-        #: The newest cosignature of each log with the text that it is over: the same second needs no second one.
-        self._latest: dict[str, tuple[str, int, str]] = {}
+        #: SHA-256 of the text that this process itself has made durable for each log. What it only reads may be in the kernel's cache alone, when the process
+        #: before was killed, or the disk failed, between renaming and syncing: a power cut would take it back.
+        self._agreed: dict[str, bytes] = {}
+        self._latest: dict[str, _Cosigned] = {}
 
     @property
     def available(self) -> bool:
@@ -109,10 +125,12 @@ class Witness:
         newest = await asyncio.to_thread(self._state.newest, checkpoint.origin)
         known = 0 if newest is None else newest.size
         if submission.old != known:
+            await self._finish(checkpoint.origin, newest, keys)
             return Answer(HTTPStatus.CONFLICT, f"{known}\n")
         # 3. The tree has grown from that one.
         if newest is not None and newest.size == checkpoint.size and newest.root != checkpoint.root:
             await self._contradicted(submission.note, checkpoint, newest, proven=True)
+            await self._finish(checkpoint.origin, newest, keys)
             return Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Another root was seen at this size.\n")
         try:
             old_root = _EMPTY if newest is None else newest.root
@@ -120,17 +138,25 @@ class Witness:
         except LedgerError as error:
             if newest is not None:
                 await self._contradicted(submission.note, checkpoint, newest, proven=False)
+                await self._finish(checkpoint.origin, newest, keys)
             return Answer(HTTPStatus.UNPROCESSABLE_ENTITY, f"{error.message}\n")
-        # 4. That is durable before anything is signed.
-        if newest != checkpoint:
-            await asyncio.to_thread(self._state.agree, checkpoint.origin, _only(submission.note, keys))
         return await self._cosign(submission.note, text, checkpoint, keys)
 
     async def _cosign(self, note: bytes, text: str, checkpoint: Checkpoint, keys: Sequence[NoteVerifier]) -> Answer:
+        """Cosign what nothing speaks against."""
+        # 4. It is durable before anything is signed.
+        digest = sha256(text.encode()).digest()
+        if self._agreed.get(checkpoint.origin) != digest:
+            await asyncio.to_thread(self._state.agree, checkpoint.origin, _only(note, keys))
+            self._agreed[checkpoint.origin] = digest
+        latest = await self._newest_cosigned(checkpoint.origin)
         now = int(self._clock.now())
-        latest = self._latest.get(checkpoint.origin)
-        if latest is not None and latest[:2] == (text, now):
-            return Answer(HTTPStatus.OK, latest[2])
+        if latest is not None and now < latest.time <= now + CLOCK_STEP:
+            # The clock was put back a little. A cosignature says that nothing larger was seen by its time: none may be dated
+            # before a smaller tree's.
+            now = latest.time
+        if latest is not None and latest.line and (latest.digest, latest.time) == (digest, now):
+            return Answer(HTTPStatus.OK, latest.line)
         try:
             signature = await self._key.run(partial(_signature, cosigned_message(text, now)))
             line = self.verifier.line(text, now, signature)
@@ -138,9 +164,37 @@ class Witness:
             _log.warning("a checkpoint is not cosigned", origin=checkpoint.origin, error=str(error))
             return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "The token did not sign. Try again in a moment.\n")
         await asyncio.to_thread(self._state.publish, checkpoint.origin, merged(_only(note, keys), [line]))
-        self._latest[checkpoint.origin] = text, now, line
+        self._latest[checkpoint.origin] = _Cosigned(digest, now, line)
         _log.info("cosigned", origin=checkpoint.origin, size=checkpoint.size, root=checkpoint.root.hex())
         return Answer(HTTPStatus.OK, line)
+
+    async def _newest_cosigned(self, origin: str) -> _Cosigned | None:
+        """The newest cosignature of a log, also that of an earlier process; None when there is none that can be read."""
+        if origin not in self._latest:
+            note = await asyncio.to_thread(self._state.published, log_id(origin))
+            try:
+                time = cosignatures(note or b"", [self.verifier])[self.verifier.name]
+                self._latest[origin] = _Cosigned(sha256(split_note(note or b"")[0].encode()).digest(), time)
+            except (LedgerError, KeyError):
+                return None
+        return self._latest[origin]
+
+    async def _finish(self, origin: str, newest: Checkpoint | None, keys: Sequence[NoteVerifier]) -> None:
+        """Cosign and show what was agreed to and is not shown, because the token or this process had failed by then.
+
+        A log that is refused for it has to see it: its own signature is what proves to it that its database was put back.
+        """
+        try:
+            note = None if newest is None else await asyncio.to_thread(self._state.newest_note, origin)
+            if newest is None or note is None:
+                return
+            # By a key that is trusted still: the log may have changed it since.
+            text, _ = open_note(note, keys)
+            latest = await self._newest_cosigned(origin)
+            if latest is None or latest.digest != sha256(text.encode()).digest():
+                await self._cosign(note, text, newest, keys)
+        except (LedgerError, WitnessError) as error:
+            _log.warning("a checkpoint is not shown", origin=origin, error=str(error))
 
     async def _contradicted(self, note: bytes, found: Checkpoint, newest: Checkpoint, *, proven: bool) -> None:
         record = partial(self._state.record, found.origin, note, proven=proven, now=self._clock.now())
