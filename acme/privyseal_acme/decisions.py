@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote_plus, urlsplit, urlunsplit
 
 import orjson
 
@@ -26,6 +26,9 @@ _PIN: Final = "hsm.pin"
 _DATABASE: Final = "database.url"
 #: A part of the content for which there is a kind of its own.
 _POLICY: Final = "policy"
+#: What variables of the environment begin with that set something, and the one among them that is no setting.
+_PREFIX: Final = "PRIVYSEAL_"
+_HOME: Final = "home"
 
 
 class Decided(NamedTuple):
@@ -84,13 +87,16 @@ def _changes(
 ) -> Iterator[tuple[Kind, Payload]]:
     file = settings.home / SETTINGS_FILE
     author, overridden = _owner(file), _from_environment(environ)
+    policies_author = None if any(name.partition(".")[0] == _POLICY for name in overridden) else author
     if was.settings != now.settings:
         names = sorted(was.settings.keys() | now.settings.keys())
         changed = [] if first else [name for name in names if was.settings.get(name) != now.settings.get(name)]
+        # Who owns the file has not written what comes from elsewhere.
+        elsewhere = changed and all({name, name.partition(".")[0]} & {*overridden} for name in changed)
         yield (
             Kind.SETTINGS_CHANGED,
             {
-                "author": author,
+                "author": None if elsewhere else author,
                 "changed": changed,
                 "environment": overridden,
                 "sha256": _digest(now.settings),
@@ -99,7 +105,7 @@ def _changes(
         )
     for name in sorted(was.policies.keys() | now.policies.keys()):
         if was.policies.get(name) != now.policies.get(name):
-            yield Kind.POLICY_CHANGED, _change(name, was.policies, now.policies, author)
+            yield Kind.POLICY_CHANGED, _change(name, was.policies, now.policies, policies_author)
     folder = settings.home / settings.issuance.profiles_dir
     for name in sorted(was.profiles.keys() | now.profiles.keys()):
         if was.profiles.get(name) != now.profiles.get(name):
@@ -123,9 +129,15 @@ def _owner(path: Path) -> str | None:
 
 
 def _from_environment(environ: Mapping[str, str]) -> list[str]:
-    """The settings that the environment sets, as ``section.key``."""
-    names = (name.upper().removeprefix("PRIVYSEAL_") for name in environ if name.upper().startswith("PRIVYSEAL_"))
-    return sorted(name.lower().replace("__", ".") for name in names if "__" in name)
+    """What the environment sets: ``section.key``, or ``section`` where a variable holds a whole one. Empty ones set nothing."""
+    found = set()
+    for variable, value in environ.items():
+        name = variable.upper()
+        if value and name.startswith(_PREFIX):
+            section, *keys = name.removeprefix(_PREFIX).lower().split("__")
+            if section in Settings.model_fields and section != _HOME:
+                found.add(".".join((section, *keys)))
+    return sorted(found)
 
 
 def _settings(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -141,9 +153,13 @@ def _settings(settings: Settings) -> Iterator[tuple[str, str]]:
 def _without_password(url: str) -> str:
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
-    # libpq takes a password in the query too.
-    query = "&".join(part for part in parts.query.split("&") if not part.lower().startswith("password="))
+    # libpq takes passwords in the query too, also that of a key for TLS.
+    query = "&".join(part for part in parts.query.split("&") if not _is_password(part))
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}@{host}", query=query))
+
+
+def _is_password(parameter: str) -> bool:
+    return "password" in unquote_plus(parameter.partition("=")[0]).lower()
 
 
 def _digest(value: Any) -> str:

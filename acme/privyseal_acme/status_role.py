@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from cryptography import x509
 
 from privyseal_acme.background import in_background
@@ -24,10 +25,8 @@ from privyseal_ca.clock import Clock, SystemClock
 from privyseal_ca.config import ROOTS_FILE, Settings
 from privyseal_ca.errors import PrivySealError, StatusUnavailableError, StoreUnavailableError
 from privyseal_ca.ledger.access import entries_access
-from privyseal_ca.ledger.log import size
 from privyseal_ca.ledger.served import LedgerSource, StoredLedger
-from privyseal_ca.recovery.facts import restored_fact, unsettled
-from privyseal_ca.recovery.guard import check_outside
+from privyseal_ca.recovery.continuity import Continuity
 from privyseal_ca.revocation.anchors import PublishedCertificates, ended_issuers, published_certificates
 from privyseal_ca.revocation.canary import current_canaries
 from privyseal_ca.revocation.folder import FolderStatus
@@ -83,6 +82,11 @@ class _Origin(Protocol):
         """Why it could not be used when it was last; empty when it could."""
         ...
 
+    @property
+    def withheld(self) -> bool:
+        """Whether nothing may be served from it, for it may lack revocations."""
+        ...
+
     async def canaries(self) -> Iterable[Canary]:
         """What a watcher looks for."""
         ...
@@ -94,11 +98,17 @@ class _Origin(Protocol):
 
 @asynccontextmanager
 async def status_running(
-    settings: Settings, *, folder: Path | None, clock: Clock | None = None, away: Mapping[str, str] = NOTHING
+    settings: Settings,
+    *,
+    folder: Path | None,
+    clock: Clock | None = None,
+    away: Mapping[str, str] = NOTHING,
+    continuity: Continuity | None = None,
 ) -> AsyncIterator[StatusService]:
     """A status role that answers inside the block, from ``folder`` or else from the database of ``settings``.
 
-    ``away`` is what else readiness tells of, with the reason: parts of the service in whose place this stands.
+    ``away`` is what else readiness tells of, with the reason: parts of the service in whose place this stands. ``continuity``
+    is what the process knows of the database from earlier attempts.
 
     Raises:
         StoreUnavailableError: the database is away.
@@ -116,12 +126,9 @@ async def status_running(
             origin = await _Folder.opened(folder, settings, clock)
         else:
             store = await stack.enter_async_context(reading(settings))
-            fact = await store.read(restored_fact)
-            if fact is not None:
-                raise unsettled(fact)
-            if not away:
-                await check_outside(store, settings, clock=clock)
-            origin = await _Database.opened(store, settings, clock, metrics)
+            continuity = continuity or Continuity(settings, clock)
+            await continuity.begin(store)
+            origin = await _Database.opened(store, settings, clock, metrics, continuity)
         issuers = dict(origin.certificates.issuers)
         watcher = Watcher(
             expected=partial(_watched, origin, clock),
@@ -141,6 +148,7 @@ async def status_running(
             max_age=settings.status.max_age,
             clock=clock,
         )
+        app.middlewares.append(_withholding(lambda: origin.withheld))
         in_background(stack, [_follow(origin, issuers, settings.status.interval), watcher.run()])
         listener = Listener(app, *parse_listener(settings.server.http), grace=settings.server.shutdown_grace)
         await stack.enter_async_context(listener)
@@ -154,26 +162,34 @@ async def waiting(settings: Settings, part: str, reason: str) -> AsyncIterator[N
     async def check() -> Readiness:
         return Readiness({part: reason})
 
+    app = status_app(Anchors(b"", {}), Metrics(), check)
+    app.middlewares.append(_withholding(lambda: True))
+    async with Listener(app, *parse_listener(settings.server.http), grace=1):
+        yield
+
+
+def _withholding(withheld: Callable[[], bool]) -> Middleware:
+    """Answers nothing but why, as long as ``withheld`` says so."""
+
     @web.middleware
     async def refuse(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        if request.path in _HEALTH_PATHS:
+        if request.path in _HEALTH_PATHS or not withheld():
             return await handler(request)
         return web.Response(
-            status=503, text="Nothing is served yet.\n", headers={"Retry-After": "5", "Cache-Control": "no-store"}
+            status=503, text="Nothing is served now.\n", headers={"Retry-After": "5", "Cache-Control": "no-store"}
         )
 
-    app = status_app(Anchors(b"", {}), Metrics(), check)
-    app.middlewares.append(refuse)
-    async with Listener(app, *parse_listener(settings.server.http), grace=1):
-        yield
+    return refuse
 
 
 class _Folder:
     """A published folder."""
 
     part = "folder"
+    #: Nothing in a folder is replaced by what is older.
+    withheld = False
 
     def __init__(self, status: FolderStatus, ledger: LedgerSource) -> None:
         self._status = status
@@ -209,8 +225,11 @@ class _Database:
 
     part = "database"
 
-    def __init__(self, store: Store, settings: Settings, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, clock: Clock, metrics: Metrics, continuity: Continuity
+    ) -> None:
         self._store = store
+        self._continuity = continuity
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
@@ -222,10 +241,13 @@ class _Database:
         self.ledger: LedgerSource = StoredLedger(store)
         self.certificates = PublishedCertificates(b"", {})
         self.problem = ""
+        self.withheld = False
 
     @classmethod
-    async def opened(cls, store: Store, settings: Settings, clock: Clock, metrics: Metrics) -> "_Database":
-        database = cls(store, settings, clock, metrics)
+    async def opened(
+        cls, store: Store, settings: Settings, clock: Clock, metrics: Metrics, continuity: Continuity
+    ) -> "_Database":
+        database = cls(store, settings, clock, metrics, continuity)
         await database._take_issuers()
         await database._crls.refresh()
         if not database._crls.available:
@@ -241,14 +263,16 @@ class _Database:
     async def refresh(self) -> None:
         try:
             async with asyncio.timeout(_PATIENCE):
-                await self._store.read(size)
+                behind = await self._continuity.look(self._store)
         except PrivySealError as error:
             self.problem = error.message
             return
         except TimeoutError:
             self.problem = "the database does not answer"
             return
-        self.problem = ""
+        self.problem, self.withheld = behind, bool(behind)
+        if behind:
+            return
         await self._crls.refresh()
         await self._ocsp.follow()
         if asyncio.get_running_loop().time() - self._issuers_at >= _ISSUERS_SECONDS:

@@ -21,12 +21,15 @@ from fakes.postgresql import Postgresql, copy_to_postgresql
 from fakes.process import PRIVYSEAL, clean_environment, run_command
 from fakes.service import NewClient, StartService
 from privyseal_ca.config import Settings
+from privyseal_ca.errors import BackupError
 from privyseal_ca.ledger.entries import Kind, decode_entry
 from privyseal_ca.ledger.log import entries
 from privyseal_ca.recovery.archive import Member
+from privyseal_ca.recovery.backup import new_file
 from privyseal_ca.recovery.contents import MANIFEST
+from privyseal_ca.recovery.tables import decode_rows
 from privyseal_ca.store.backends import backend_for
-from privyseal_ca.store.dumping import DERIVED
+from privyseal_ca.store.dumping import DERIVED, Column, Table
 from privyseal_ca.store.engine import Store
 
 
@@ -228,6 +231,23 @@ def test_what_stands_in_the_way(vault: Vault, make_settings: MakeSettings) -> No
     assert not part.exists()
 
 
+def test_a_backup_that_has_just_been_finished_is_not_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one gives the file its name between the moment in which it is opened here and that in which it is locked."""
+    path, part = tmp_path / "a.age", tmp_path / "a.age.part"
+
+    def finished(*_: int) -> None:
+        path.hardlink_to(part)
+        part.unlink()
+        path.write_text("theirs")
+
+    monkeypatch.setattr("privyseal_ca.recovery.backup.fcntl.flock", finished)
+    with pytest.raises(BackupError, match="has written"), new_file(path):
+        pass
+    assert path.read_text() == "theirs"
+
+
 @pytest.mark.parametrize(
     "recipient", ["age1nonsense", "", "AGE-SECRET-KEY-1QQ", "ssh-ed25519 AAAA", "@/nonexistent", "@/dev/null"]
 )
@@ -326,6 +346,14 @@ def test_every_flipped_or_missing_octet_is_found(shared: tuple[Vault, Path], tmp
             assert "error" in vault.json("backup", "verify", wrong, "--identity", vault.key, expect=1), place
     wrong.write_bytes(content + b"\0")
     assert "error" in vault.json("backup", "verify", wrong, "--identity", vault.key, expect=1)
+
+
+@pytest.mark.parametrize(
+    "content", [b'["",""]\n' * (1 << 17), b"\n" * (1 << 20), b'["","' + b"x" * (5 << 20) + b'"]\n']
+)
+def test_rows_that_would_take_much_memory(content: bytes) -> None:
+    with pytest.raises(BackupError, match="in one piece"):
+        decode_rows(Table("fact", (Column("name", "text"), Column("value", "text"))), content)
 
 
 def _table(members: list[Member], name: str) -> int:

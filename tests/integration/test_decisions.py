@@ -71,6 +71,8 @@ def test_a_changed_setting_is_named_but_not_its_value(settings: Settings, monkey
     (change,) = decisions(entries)
     assert change["payload"]["changed"] == ["acme.max_body"]
     assert change["payload"]["environment"] == ["acme.max_body"]
+    # The owner of the file has nothing to do with it.
+    assert change["payload"]["author"] is None
     assert change["payload"]["was"] == of_kind(first, "settings.changed")[0]["sha256"] != change["payload"]["sha256"]
     assert "12345" not in json.dumps(change)
 

@@ -1,7 +1,10 @@
 """Receipts of the CAs' own certificates, which bring the entry that cannot be rebuilt (promise P6)."""
 
+import asyncio
 import base64
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,14 +14,16 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import delete
 
+from fakes.exporting import exported_ledger, opened
+from fakes.home import MakeSettings
 from fakes.service import NewClient, RunningService
 from fakes.status_client import eventually, get
 from privyseal_acme.cli import cli
 from privyseal_ca.ledger.ca_entries import find_ca_entry, index_ca_entries
-from privyseal_ca.ledger.entries import decode_entry, encode_entry
+from privyseal_ca.ledger.entries import Kind, decode_entry, encode_entry
 from privyseal_ca.ledger.log import append
 from privyseal_ca.store.issuers import all_issuers, chains, set_fact
-from privyseal_ca.store.statement import Statement
+from privyseal_ca.store.statement import Statement, Transaction
 from privyseal_ca.store.tables import Fact
 
 
@@ -118,6 +123,30 @@ def test_a_wrong_place_is_told(fresh_service: RunningService, new_client: NewCli
     fresh_service.write(lambda tx: set_fact(tx, f"ca-entry:{serial}", "999999"))
     assert refused()
     fresh_service.write(
-        lambda tx: append(tx, encode_entry("service.stopped", time=0, actor="a", correlation="b", payload={}))
-    )  # type: ignore[arg-type]
+        lambda tx: append(tx, encode_entry(Kind.SERVICE_STOPPED, time=0, actor="a", correlation="b", payload={}))
+    )
     new_client(fresh_service).issue("still.test")
+
+
+def test_a_payload_that_looks_like_such_an_entry(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """The service starts all the same, and finds the entries that there are."""
+    ledger = exported_ledger(make_settings, tmp_path)
+
+    def unit(transaction: Transaction) -> None:
+        payload = {"selection": {"kind": "issuer.certified"}}
+        append(
+            transaction,
+            encode_entry(Kind.REVOCATION_STARTED, time=1.0, actor="operator:o", correlation="c", payload=payload),
+        )
+
+    ledger.write(unit)
+    ledger.sql("DELETE FROM fact WHERE name = 'ca-entries-indexed' OR name LIKE 'ca-entry:%'")
+
+    async def work() -> None:
+        async with opened(ledger.settings.database_url) as store:
+            await index_ca_entries(store)
+
+    asyncio.run(work())
+    path = ledger.settings.database_url.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM fact WHERE name LIKE 'ca-entry:%'").fetchone()[0] >= 1

@@ -18,7 +18,6 @@ from fakes.collector import Rsyslogd, certificate, collector, eventually, rsyslo
 from fakes.dns import LOOPBACK, free_port
 from fakes.exporting import ORIGIN, Ledger, ended, exported_ledger, indexes, opened, runner
 from fakes.home import MakeSettings
-from fakes.process import served
 from fakes.service import FakeClock
 from privyseal_acme.cli import cli
 from privyseal_ca.errors import ExportError
@@ -315,18 +314,18 @@ def test_tls_with_a_certificate_of_the_client(ledger: Ledger) -> None:
 # Secrets
 
 
-def test_nothing_secret_goes_out(tmp_path: Path) -> None:
-    with served(tmp_path / "home") as server:
-        made = server.json("eab", "create", "--label", "team")
-        secrets = [path.read_text().strip() for path in (server.home / "secrets").iterdir() if path.is_file()]
-        secrets.append(made["hmac_key"])
-        assert len(secrets) >= 2
-        for form in FORMATS:
-            file = tmp_path / form
-            arguments = ["ledger", "export", "--format", form, "--to", str(file)]
-            result = runner.invoke(cli, arguments, env=server.environment)
-            assert result.exit_code == 0, result.output
-            text = file.read_text(encoding="utf-8")
-            assert made["kid"] in text
-            for secret in secrets:
-                assert secret not in text
+def test_nothing_secret_goes_out(ledger: Ledger) -> None:
+    environment = ledger.environment
+    created = runner.invoke(cli, ["eab", "create", "--label", "team", "--json"], env=environment)
+    assert created.exit_code == 0, created.output
+    made = json.loads(created.stdout)
+    secrets = [path.read_text().strip() for path in (ledger.settings.home / "secrets").iterdir() if path.is_file()]
+    secrets.append(made["hmac_key"])
+    assert len(secrets) >= 2
+    for form in FORMATS:
+        file = ledger.folder / form
+        ledger.export(form, file)
+        text = file.read_text(encoding="utf-8")
+        assert made["kid"] in text
+        for secret in secrets:
+            assert secret not in text

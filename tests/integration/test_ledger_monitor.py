@@ -346,7 +346,7 @@ def test_a_command_gets_the_findings_without_a_shell(watch: Watch, tmp_path: Pat
 
 async def test_what_goes_on_is_told_each_hour_and_a_command_that_fails_harms_nobody(tmp_path: Path) -> None:
     clock, said, file = FakeClock(), list[str](), tmp_path / "told"
-    alerter = Alerter([sys.executable, "-c", _KEEP, str(file)], clock=clock, tell=said.append)
+    alerter = Alerter([sys.executable, "-c", _KEEP, str(file)], tell=said.append)
 
     async def judge(*findings: Finding) -> int:
         await alerter.judge(Round(clock.now(), list(findings)))
@@ -365,8 +365,12 @@ async def test_what_goes_on_is_told_each_hour_and_a_command_that_fails_harms_nob
         (["sleep", "60"], "was ended"),
     ):
         said.clear()
-        await Alerter(command, clock=clock, tell=said.append, seconds=0.3).judge(Round(clock.now(), [one]))
+        alerter = Alerter(command, tell=said.append, seconds=0.3)
+        await alerter.judge(Round(clock.now(), [one]))
         assert what in said[0], command
+        # Nobody knows of it yet: it is tried again.
+        await alerter.judge(Round(clock.now() + 1, [one]))
+        assert len(said) == 2
 
 
 # As a process.

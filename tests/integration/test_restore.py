@@ -370,6 +370,22 @@ def large(settings: Settings, vault: Vault) -> Path:
     return vault.create(settings, "large.age")
 
 
+def test_tokens_that_somebody_put_there_stay(vault: Vault, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a restore that broke off the keys were copied by hand: they are perhaps the last copy."""
+    backup, home = vault.create(settings), vault.folder / "home"
+    _end_at(monkeypatch, "_audit")
+    with pytest.raises(_EndError):
+        vault.restore(backup, home)
+    monkeypatch.undo()
+    (home / "tokens").mkdir()
+    (home / "tokens" / "key").write_text("the only one")
+    assert "tokens" in vault.restore(backup, home, expect=1)["error"]
+    assert (home / "tokens" / "key").read_text() == "the only one"
+    (home / "tokens").rename(vault.folder / "tokens")
+    vault.restore(backup, home)
+    assert is_usable(vault, home)
+
+
 def test_killed_while_it_reads(vault: Vault, large: Path) -> None:
     home = vault.folder / "home"
     command = [PRIVYSEAL, "restore", "-", "--identity", vault.key, "--home", home]

@@ -76,7 +76,17 @@ def test_a_clock_that_steps_back_locks_nobody_out() -> None:
     limit = RateLimit(events=3, period=60, clock=clock)
     limit.count("a")
     clock.advance(-3600)
-    for _ in range(3):
+    for _ in range(2):
         assert limit.wait("a") == 0
         limit.count("a")
     assert limit.wait("a") == 20
+    clock.advance(20)
+    assert limit.wait("a") == 0
+
+
+def test_who_did_more_than_is_allowed_owes_it() -> None:
+    """Failures count when they come, and many may be on their way when the limit is reached."""
+    limit = RateLimit(events=3, period=60, clock=FakeClock(1_000_000))
+    for number in range(1, 10):
+        limit.count("a")
+        assert limit.wait("a") == max(0, 20 * (number - 2))

@@ -122,6 +122,23 @@ async def test_a_clock_that_steps_back_brings_nothing_back(store: Store, clock: 
     assert await store.read(swept_until) == int(clock.now()) - LIFETIME
 
 
+async def test_the_table_is_swept_although_a_clock_was_once_far_ahead(store: Store, clock: FakeClock) -> None:
+    nonces = make(store, clock)
+    clock.advance(1000 * LIFETIME)
+    await nonces.sweep()
+    clock.advance(-1000 * LIFETIME)
+    await nonces.sweep()
+    forgotten = 0
+    for _ in range(5):
+        used, unused = nonces.mint(), nonces.mint()
+        await nonces.redeem(used)
+        assert await refusal(nonces, used) == "badNonce"
+        clock.advance(LIFETIME)
+        forgotten += await nonces.sweep()
+        assert [await refusal(nonces, nonce) for nonce in (used, unused)] == ["badNonce", "badNonce"]
+    assert forgotten == 5
+
+
 async def test_every_bit_counts(store: Store, clock: FakeClock) -> None:
     nonces = make(store, clock)
     octets = decode(nonces.mint())

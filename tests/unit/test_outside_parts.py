@@ -222,7 +222,14 @@ def test_certificates_of_cas() -> None:
         replayed(certified(imported=False))
     # A root elsewhere announces nothing here, and may certify a CA again.
     replayed(certified(imported=True), certified(imported=True))
-    payload = {"id": "x", "issuer": ISSUER, "name": "a", "not_after": BEGIN + 9, "reason": 0, "serial": serial_of(9)}
+    payload = {
+        "id": "x",
+        "issuer": ISSUER,
+        "name": "a",
+        "not_after": BEGIN + 86400,
+        "reason": 0,
+        "serial": serial_of(9),
+    }
     revoking = entry(Kind.ISSUER_REVOKED, payload)
     found = replayed(certified(imported=True), revoking)
     assert found.revoked == 1

@@ -11,19 +11,31 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+from sqlalchemy import bindparam, delete, update
+from sqlmodel import col
 
 from fakes.ledgers import ORIGIN, Log, log_in, log_key
+from privyseal_acme.store.eab import EabKeyRow, add_eab_key, use_eab_key
 from privyseal_ca.config import Settings
 from privyseal_ca.errors import LedgerBehindError, LedgerError
+from privyseal_ca.issuance.pointers import Pointers
 from privyseal_ca.ledger.cosignatures import CosignatureVerifier
+from privyseal_ca.ledger.entries import Kind, encode_entry
+from privyseal_ca.ledger.log import append, entries, size
 from privyseal_ca.ledger.note import Checkpoint, NoteVerifier, note_with
-from privyseal_ca.recovery.facts import RESTORE_FACT
+from privyseal_ca.recovery.continuity import Continuity
+from privyseal_ca.recovery.facts import FORMER_FACT, RESTORE_FACT
 from privyseal_ca.recovery.guard import check_outside
 from privyseal_ca.recovery.kept_file import give_up_checkpoint, keep_checkpoint
 from privyseal_ca.recovery.outside import checkpoint_url, log_identity, look_outside, shown_place
+from privyseal_ca.recovery.rebuild import Pointing, Rebuilder
 from privyseal_ca.store.issuers import set_fact
+from privyseal_ca.store.statement import Statement, Transaction
+from privyseal_ca.store.tables import LedgerEntry, LedgerHead
 
 KEPT = "newest-checkpoint"
+_FORGET_ENTRIES = Statement(delete(LedgerEntry).where(col(LedgerEntry.idx) >= bindparam("kept")))
+_FORGET_SIZE = Statement(update(LedgerHead).values(size=bindparam("kept")))
 
 
 @pytest.fixture
@@ -153,3 +165,67 @@ def test_places() -> None:
     assert checkpoint_url("http://ca.test/x/checkpoint") == "http://ca.test/x/checkpoint"
     assert shown_place("https://user:secret@ca.test/ledger?token=secret#x") == "https://ca.test/ledger"
     assert shown_place("a/file@b") == "a/file@b"
+
+
+async def test_a_log_that_calls_itself_its_own_predecessor_silences_nobody(log: Log, tmp_path: Path) -> None:
+    await log.grow(9)
+    keep_checkpoint(tmp_path / KEPT, await log.source.checkpoint())
+    await log.store.write(lambda tx: set_fact(tx, FORMER_FACT, f'[{{"origin": "{ORIGIN}", "vkey": ""}}]'))
+    found = await look_outside(settings_with(tmp_path), await log.store.read(log_identity))
+    assert [seen.checkpoint.size for seen in found.seen] == [9]
+
+
+async def shrink(log: Log, count: int) -> None:
+    """What is left when an older database takes the place of this one."""
+
+    def unit(transaction: Transaction) -> None:
+        for statement in (_FORGET_ENTRIES, _FORGET_SIZE):
+            transaction.execute(statement, kept=left)
+
+    left = await log.store.read(size) - count
+    await log.store.write(unit)
+
+
+async def test_a_database_that_shrinks_under_whoever_reads_it(log: Log, tmp_path: Path) -> None:
+    await log.grow(9)
+    continuity = Continuity(settings_with(tmp_path), log.clock)
+    await continuity.begin(log.store)
+    await log.append(3)
+    assert await continuity.look(log.store) == ""
+    await shrink(log, 2)
+    # The next replica may be a moment behind.
+    assert await continuity.look(log.store) == ""
+    log.clock.advance(11)
+    assert "has 10 entries, and had 12" in await continuity.look(log.store)
+    with pytest.raises(LedgerBehindError, match="put back under this process"):
+        await continuity.begin(log.store)
+    await log.append(2)
+    assert await continuity.look(log.store) == ""
+    await continuity.begin(log.store)
+    await log.store.write(lambda tx: set_fact(tx, RESTORE_FACT, '{"size": 2}'))
+    assert "not settled" in await continuity.look(log.store)
+
+
+async def test_a_replica_that_is_always_a_moment_behind_gets_there(log: Log, tmp_path: Path) -> None:
+    """What is kept outside grows as fast as the replica does."""
+    await log.grow(9)
+    (tmp_path / "place").write_bytes(await log.source.checkpoint())
+    continuity = Continuity(settings_with(tmp_path, "place"), log.clock)
+    entries_of_today = await log.store.read(lambda tx: list(entries(tx)))
+    await shrink(log, 4)
+    with pytest.raises(LedgerBehindError, match="is behind"):
+        await continuity.begin(log.store)
+    (tmp_path / "place").write_text("a newer one, which it does not have yet either")
+    await log.store.write(lambda tx: [append(tx, stored.entry) for stored in entries_of_today[5:]])
+    await continuity.begin(log.store)
+
+
+async def test_a_use_of_an_external_account_key_is_brought_back(log: Log) -> None:
+    """A key for one account must not bind another after a restore."""
+    await log.store.write(lambda tx: add_eab_key(tx, EabKeyRow("k", b"", "", "default", None, 1, 0, 1, None, None)))
+    payload = {"eab_kid": "k", "policy": "default", "spki_sha256": "", "terms_agreed": True, "thumbprint": ""}
+    said = {"actor": "account:x", "correlation": "x"}
+    entry = encode_entry(Kind.ACCOUNT_CREATED, time=1.0, **said, payload=payload)
+    rebuilder = Rebuilder(Pointing({}, Pointers("", "", shards=1, first_shard=0)))
+    await log.store.write(lambda tx: rebuilder.apply(tx, append(tx, entry), entry))
+    assert not await log.store.write(lambda tx: use_eab_key(tx, "k", 2))

@@ -5,7 +5,7 @@ from privyseal_ca.cli.frame import Deferred, Root
 _COMMANDS = {
     "account": Deferred("privyseal_acme.cli.accounts", "account", "List, show and deactivate ACME accounts."),
     "backup": Deferred("privyseal_ca.cli.backup", "backup", "Make and verify backups."),
-    "cert": Deferred("privyseal_ca.cli.certificates", "cert", "List, show and revoke certificates."),
+    "cert": Deferred("privyseal_ca.cli.certificates", "cert", "List, show, revoke and adopt certificates."),
     "config": Deferred("privyseal_ca.cli.configuration", "config", "Show settings and what they mean."),
     "crl": Deferred("privyseal_ca.cli.crls", "crl", "List, show, bundle and import CRLs, and sign the root's."),
     "doctor": Deferred("privyseal_ca.cli.diagnosis", "doctor", "Check a home and say what to do."),
@@ -14,7 +14,7 @@ _COMMANDS = {
         "privyseal_ca.cli.init", "init", "Hold the key ceremony: make a root, an intermediate and this home."
     ),
     "issuer": Deferred("privyseal_ca.cli.issuers", "issuer", "List, create, certify, retire and revoke issuing CAs."),
-    "ledger": Deferred("privyseal_ca.cli.ledger", "ledger", "Show and verify the ledger."),
+    "ledger": Deferred("privyseal_ca.cli.ledger", "ledger", "Show, verify, prove, audit, watch and export the ledger."),
     "ocsp": Deferred("privyseal_ca.cli.ocsp", "ocsp", "Show OCSP responders and what is answered, and make requests."),
     "profile": Deferred("privyseal_ca.cli.profiles", "profile", "List and show certificate profiles."),
     "recovery": Deferred("privyseal_ca.cli.recovery", "recovery", "Show and settle what a restored database lacks."),

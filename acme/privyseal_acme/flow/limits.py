@@ -28,6 +28,7 @@ class RateLimit:
         self._interval = period / events if events else 0.0
         self._burst = float(period)
         self._clock = clock
+        self._seen = self._time = clock.now()
         #: For each key the time at which all that it used is paid back.
         self._paid: OrderedDict[str, float] = OrderedDict()
 
@@ -35,21 +36,21 @@ class RateLimit:
         """Seconds until one more event of ``key`` is allowed; 0 when it is allowed now. Counts nothing."""
         if not self._interval:
             return 0.0
-        now = self._clock.now()
-        return max(0.0, self._owed(key, now) + self._interval - self._burst - now)
+        now = self._now()
+        return max(0.0, max(self._paid.get(key, 0.0), now) + self._interval - self._burst - now)
 
     def count(self, key: str) -> None:
         """One event of ``key`` happened."""
         if not self._interval:
             return
-        self._paid[key] = self._owed(key, self._clock.now()) + self._interval
+        self._paid[key] = max(self._paid.get(key, 0.0), self._now()) + self._interval
         self._paid.move_to_end(key)
         if len(self._paid) > _KEYS:
             self._paid.popitem(last=False)
 
-    def _owed(self, key: str, now: float) -> float:
-        """When all that ``key`` used is paid back. What cannot be owed is from before a clock stepped back, and is forgotten."""
-        owed = self._paid.get(key, 0.0)
-        if owed > now + self._burst:
-            owed = self._paid[key] = now
-        return max(owed, now)
+    def _now(self) -> float:
+        """The time without the steps back of a clock: nobody waits longer for them, and nobody who owes much is let off."""
+        now = self._clock.now()
+        self._time += max(0.0, now - self._seen)
+        self._seen = now
+        return self._time

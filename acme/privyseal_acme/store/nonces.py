@@ -5,7 +5,8 @@ Any process can therefore tell a nonce that was minted from one that was not, an
 seen from one that was not; it holds no more than the requests of one lifetime.
 
 What was swept is not accepted again, however far a clock steps back: the table remembers up to when it was swept, in a row
-that is no nonce, and what is minted after such a step carries that time.
+that is no nonce, and what is minted after such a step carries that time. Should that stay in the future, it moves on by a second
+with each lifetime, so that the table is swept all the same; what was minted before then is refused, and clients try again.
 
 The MAC covers the kernel's boot id: with SQLite the table need not survive the loss of power to be right.
 """
@@ -28,12 +29,9 @@ _used = UsedNonce.__table__  # type: ignore[attr-defined]
 _USE = Statement(insert(_used))
 _SWEEP = Statement(delete(_used).where(_used.c.nonce < bindparam("oldest")))
 
-# PostgreSQL has no max() of octets before version 18.
+# The lowest row, for nothing that is older is kept: found at once, however many there are.
 _SWEPT = Statement(
-    select(_used.c.nonce)
-    .where(func.length(_used.c.nonce) == bindparam("octets"))
-    .order_by(_used.c.nonce.desc())
-    .limit(1)
+    select(_used.c.nonce).where(func.length(_used.c.nonce) == bindparam("octets")).order_by(_used.c.nonce).limit(1)
 )
 
 _CREATE = Statement(CreateTable(_used, if_not_exists=True))
@@ -72,6 +70,7 @@ class Nonces:
         self._clock = clock
         self._random_bytes = random_bytes
         self._swept = swept
+        self._swept_at = clock.now()
 
     def mint(self) -> str:
         """A fresh nonce."""
@@ -109,9 +108,13 @@ class Nonces:
 
     async def sweep(self) -> int:
         """Forget used nonces that are too old to be accepted anyway; how many there were."""
-        until = int(self._clock.now()) - self._lifetime
+        now = int(self._clock.now())
+        until = now - self._lifetime
         if until <= self._swept:
-            return 0
+            self._swept_at = min(self._swept_at, now)
+            if self._swept <= now or now - self._swept_at < self._lifetime:
+                return 0
+            until = self._swept + 1
 
         def unit(transaction: Transaction) -> int:
             marks = swept_until(transaction) > 0
@@ -120,7 +123,7 @@ class Nonces:
             return forgotten - marks
 
         forgotten = await self._store.write(unit)
-        self._swept = until
+        self._swept, self._swept_at = until, now
         return forgotten
 
     def _mac(self, message: bytes) -> bytes:

@@ -17,7 +17,7 @@ from privyseal_ca.cli.recovery import document_of, evidence_of, evidence_options
 from privyseal_ca.cli.version import program_version
 from privyseal_ca.clock import SystemClock
 from privyseal_ca.config import home_directory
-from privyseal_ca.errors import BackupError, PrivySealError, StoreError
+from privyseal_ca.errors import BackupError, LedgerError, PrivySealError, StoreError
 from privyseal_ca.recovery.age_keys import new_identity, read_identities, read_recipients
 from privyseal_ca.recovery.backup import Made, Plan, make_backup, new_file, record_backup
 from privyseal_ca.recovery.contents import Manifest
@@ -111,8 +111,8 @@ def create(
 
     try:
         index = run(record())
-    except StoreError as error:
-        # The backup is good without it; a database that cannot be written is one more reason to have it.
+    except (StoreError, LedgerError) as error:
+        # The backup is good without it; a database that cannot be written, or was put back, is one more reason to have it.
         invocation.progress(f"warning: the ledger has no entry on this backup: {error.message}")
         index = None
     for left_out in made.left_out:
@@ -183,7 +183,7 @@ def identity(invocation: Invocation, file: Path) -> None:
     "--database",
     metavar="URL|@FILE",
     help="Restore into this empty database, and write it into the settings. Default: what the settings in the backup say. "
-    "For an URL with a password name a file.",
+    "For a URL with a password name a file.",
 )
 @evidence_options
 @pass_invocation

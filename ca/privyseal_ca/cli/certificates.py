@@ -26,7 +26,7 @@ _LOST = "The certificate itself was lost in a restore: `privyseal cert adopt FIL
 
 @click.group("cert", cls=Group)
 def cert() -> None:
-    """List, show and revoke certificates."""
+    """List, show, revoke and adopt certificates."""
 
 
 @cert.command("list")

@@ -14,11 +14,12 @@ from privyseal_ca.ceremony.transcript import FINISHED
 from privyseal_ca.cli.frame import Invocation
 from privyseal_ca.clock import SystemClock
 from privyseal_ca.config import Settings, home_directory, load_settings
-from privyseal_ca.errors import ConfigurationError
+from privyseal_ca.errors import ConfigurationError, PrivySealError
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.hsm.softhsm import use_embedded
 from privyseal_ca.ledger.entries import operator_actor
 from privyseal_ca.recovery.facts import restored_fact, unsettled
+from privyseal_ca.recovery.guard import behind_home
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
 
@@ -51,7 +52,8 @@ def surroundings_of(invocation: Invocation) -> Surroundings:
 async def opened_store(settings: Settings, *, settling: bool = False) -> AsyncIterator[Store]:
     """The database of an authority whose ceremony is finished.
 
-    After a restore it refuses every change until that is settled (promise P8); ``settling`` is for who does that.
+    After a restore, or behind the checkpoint that the home keeps, it refuses every change until that is settled (promise P8);
+    ``settling`` is for who does that.
 
     Raises:
         ConfigurationError: there is none.
@@ -66,12 +68,18 @@ async def opened_store(settings: Settings, *, settling: bool = False) -> AsyncIt
     store = make_store(backend, settings)
     await store.open()
     try:
-        fact = None if settling else await store.read(restored_fact)
-        if fact is not None:
-            store.refusal = partial(unsettled, fact)
+        refusal = None if settling else await _refusal(store, settings)
+        if refusal is not None:
+            store.refusal = lambda: refusal
         yield store
     finally:
         await store.close()
+
+
+async def _refusal(store: Store, settings: Settings) -> PrivySealError | None:
+    """Why nothing may be changed; None when it may."""
+    fact = await store.read(restored_fact)
+    return unsettled(fact) if fact is not None else await behind_home(store, settings)
 
 
 @asynccontextmanager

@@ -38,7 +38,7 @@ def _key(_context: click.Context, _parameter: click.Parameter, text: str | None)
 
 @click.group("ledger", cls=Group)
 def ledger() -> None:
-    """Show and verify the ledger."""
+    """Show, verify, prove, audit, watch and export the ledger."""
 
 
 @ledger.command("show")
@@ -86,7 +86,7 @@ def show(invocation: Invocation, first: int, count: int) -> None:
 )
 @pass_invocation
 def verify(invocation: Invocation, expect: Expected | None, since: BinaryIO | None, verifier_key: str | None) -> None:
-    """Check every entry, certificate, revocation, CRL, checkpoint and tile.
+    """Check every entry, certificate, key, revocation, CRL, checkpoint and tile.
 
     Keep checkpoints (/ledger/checkpoint), or the size and the root that it prints, in another place: given to a later check
     with --since or --expect, they show whether the ledger was rewritten meanwhile.
@@ -118,6 +118,7 @@ def verify(invocation: Invocation, expect: Expected | None, since: BinaryIO | No
         "root": report.root.hex(),
         "certificates": report.certificates,
         "ca_certificates": report.ca_certificates,
+        "keys": report.keys,
         "revoked": report.revoked,
         "crls": report.crls,
         "abandoned": report.abandoned,

@@ -34,7 +34,10 @@ from privyseal_ca.store.issuers import find_fact
 from privyseal_ca.store.readonly import reading
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-_FIRST_OCTETS: Final = {"jsonl": b"{", "ocsf": b"{", "syslog": b"<"}
+#: What a line of each format begins with.
+_BEGINS: Final = {"jsonl": b'{"index":', "ocsf": b'{"activity_id":', "syslog": b"<1"}
+#: Characters of a host's or a file's name in the name of a cursor.
+_NAMED: Final = 48
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -53,9 +56,14 @@ class Destination(NamedTuple):
             return None
         if self.scheme == "file":
             # Two files of one name in different folders are different files.
-            folder = hashlib.sha256(str(self.path.absolute()).encode()).hexdigest()[:8]
-            return f"file-{_plain(self.path.name)[:48]}-{folder}"
-        return f"{self.scheme}-{_plain(self.host)[:48]}-{self.port}"
+            return f"file-{_plain(self.path.name)[:_NAMED]}-{_short_hash(str(self.path.absolute()))}"
+        plain = _plain(self.host)[:_NAMED]
+        # Two receivers never share a cursor: each would lack what the other one got.
+        return f"{self.scheme}-{plain}-{self.port}" + ("" if plain == self.host else f"-{_short_hash(self.host)}")
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def _plain(text: str) -> str:
@@ -251,7 +259,7 @@ async def _sender(store: Store, form: str) -> Sender:
 def _target(destination: Destination, form: str, tls: TlsFiles) -> Target:
     match destination.scheme:
         case "file":
-            return FileTarget(destination.path, first_octets=_FIRST_OCTETS[form])
+            return FileTarget(destination.path, begins=_BEGINS[form])
         case "output":
             return OutputTarget(sys.stdout.fileno())
         case scheme:

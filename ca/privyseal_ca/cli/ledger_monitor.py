@@ -32,9 +32,12 @@ def _interval(_context: click.Context, _parameter: click.Parameter, text: str) -
 
 def _command(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[str]:
     try:
-        return [] if text is None else shlex.split(text)
+        words = [] if text is None else shlex.split(text)
     except ValueError as error:
         raise click.BadParameter("its quotes do not fit together") from error
+    if text is not None and not words:
+        raise click.BadParameter("it is empty, so that nobody would be told")
+    return words
 
 
 @click.command("monitor", cls=Command)
@@ -74,8 +77,10 @@ def monitor(
     it writes one line for each round.
     """
     where = places(invocation, **options)
+    if freshness is not None:
+        where.keys.require_witnesses()
     patience = 0 if once else max(_ROUNDS * interval, _PATIENCE)
-    alerter = Alerter(on_alert, clock=SystemClock(), tell=invocation.progress)
+    alerter = Alerter(on_alert, tell=invocation.progress)
 
     async def work() -> Round | None:
         with MonitorState.opened(folder, where.keys) as state:
@@ -117,8 +122,9 @@ async def _rounds(invocation: Invocation, monitor: Monitor, alerter: Alerter, *,
                     await looking
                 break
             last = looking.result()
-            _tell(invocation, last)
+            # Whoever reads along may be gone: that ends the monitor, but not before somebody was called.
             await alerter.judge(last)
+            _tell(invocation, last)
             if interval is None:
                 break
             with suppress(TimeoutError):

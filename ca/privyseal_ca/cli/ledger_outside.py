@@ -97,7 +97,7 @@ def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--freshness",
                 callback=_seconds,
                 metavar="TIME",
-                help="How old the newest word of the log may be, such as 24h.",
+                help="How old the cosignatures of the quorum may be, such as 24h. Needs --witness.",
             ),
             click.option(
                 "--trust",
@@ -132,7 +132,7 @@ def places(
         raise ConfigurationError("A witness is named twice.", hint="Name each witness once: a quorum counts them.")
     keys = LogKeys(NoteVerifier.parse(key_text(verifier_key)), witnesses, len(witnesses) if quorum is None else quorum)
     token = None if token_file is None else read_private_line(token_file, what="the access token", shortest=1)
-    if token is not None and not url.startswith("https:"):
+    if token is not None and not url.lower().startswith("https:"):
         invocation.progress("warning: the access token is sent without encryption; use an https address")
     return Places(
         url,
@@ -182,6 +182,8 @@ def audit(
     is 0 only when nothing was found.
     """
     where = places(invocation, **options)
+    if freshness is not None:
+        where.keys.require_witnesses()
     held = [Held(str(path), read_certificates(path)[0]) for path in certificates]
     kept = None if since is None else where.keys.open(_read(since, MAX_NOTE), str(since))
 

@@ -21,6 +21,10 @@ from privyseal_ca.ledger.served import StoredLedger
 
 _MAX_VKEY_FILE = 8192
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_NOT_PROVED = (
+    "Look whether certificate, receipt and key belong together. A fresh receipt is at /ledger/proof/SERIAL of the authority, or "
+    "made by `privyseal ledger proof`; the key has to come from its owners."
+)
 
 
 @click.command("vkey", cls=Command)
@@ -98,9 +102,13 @@ def verify_proof(invocation: Invocation, verifier_key: str, certificate: Path, r
     """
     verifier = NoteVerifier.parse(key_text(verifier_key))
     found = read_certificates(certificate)[0]
-    receipt = Receipt.parse(_text(receipt_file, MAX_RECEIPT))
-    entry = _entry_of_ca(receipt.extra, found) if receipt.extra else _entry(certificate, found)
-    checkpoint = verify_receipt(receipt, entry, [verifier])
+    try:
+        receipt = Receipt.parse(_text(receipt_file, MAX_RECEIPT))
+        # What a receipt brings counts for CAs alone: the entry of any other certificate says its names, and is rebuilt.
+        entry = _entry_of_ca(receipt.extra, found) if receipt.extra and _is_ca(found) else _entry(certificate, found)
+        checkpoint = verify_receipt(receipt, entry, [verifier])
+    except LedgerError as error:
+        raise LedgerError(error.message, hint=error.hint or _NOT_PROVED) from error
     serial = serial_text(found.serial_number)
     document = {
         "verified": True,
@@ -114,6 +122,13 @@ def verify_proof(invocation: Invocation, verifier_key: str, certificate: Path, r
         document,
         f"verified: certificate {serial} is entry {receipt.index} of {checkpoint.size} in {checkpoint.origin}",
     )
+
+
+def _is_ca(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return False
 
 
 def _entry_of_ca(entry: bytes, certificate: x509.Certificate) -> bytes:
@@ -138,7 +153,7 @@ def _entry(path: Path, certificate: x509.Certificate) -> bytes:
     """
     try:
         return issued_entry(certificate.public_bytes(Encoding.DER))
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise LedgerError(
             f"The certificate in {path} is not of a kind that this ledger records.",
             hint="Give the certificate itself first, before those of the CAs.",

@@ -46,7 +46,7 @@ def evidence_options(command: Any) -> Any:
                 metavar="URL|FOLDER|FILE",
                 help="Where the missing entries are: a published ledger, or a file of `privyseal ledger export`.",
             ),
-            click.option("--token-file", type=_FILE, metavar="FILE", help="The access token for entries at an URL."),
+            click.option("--token-file", type=_FILE, metavar="FILE", help="The access token for entries at a URL."),
             click.option(
                 "--crl",
                 "crls",
@@ -143,7 +143,7 @@ def settle_command(invocation: Invocation, *, yes: bool, **options: Any) -> None
     """
     evidence = evidence_of(**options)
     if evidence.token_file is not None and not evidence.entries:
-        raise click.UsageError("--token-file is for entries at an URL: give --entries too.")
+        raise click.UsageError("--token-file is for entries at a URL: give --entries too.")
     if evidence.accept_loss and not evidence.entries:
         invocation.confirm("Give up what happened since the backup, and begin another log?", yes=yes)
     settings, surroundings = settings_of(invocation), surroundings_of(invocation)
@@ -181,6 +181,8 @@ def document_of(settled: Settled) -> dict[str, Any]:
         "missing": settled.missing,
         "lost": settled.lost,
         "imported": settled.imported,
+        "unproved": settled.unproved,
+        "unproved_revocations": settled.unproved_revocations,
         "new_origin": settled.new_origin or None,
         "crls": [{"issuer": issuer, "scope": scope, "above": number} for issuer, scope, number in settled.crls],
         "seen": settled.seen,
@@ -195,16 +197,19 @@ def lines_of(settled: Settled) -> list[str]:
     if settled.index is None:
         return [f"nothing to settle: {settled.to_size} entries, and nothing is known to be missing"]
     summary = settled.summary
-    lines = [
-        f"{settled.to_size - settled.from_size} entries are back: {settled.from_size} to {settled.to_size}",
-        f"{summary.certificates} certificates and {summary.revoked} revocations are among them",
-        f"{settled.lost} certificates are known by their entries only",
-        f"{len(settled.crls)} CRLs go on with higher numbers, and are made when the service starts",
-    ]
     if settled.new_origin:
         known = "an unknown number of" if settled.missing is None else str(settled.missing)
-        lines.append(f"{known} entries are given up; the log is {settled.new_origin} from now on, with a new key")
-        lines.append(f"{settled.imported} revocations were taken from CRLs")
+        lines = [
+            f"entries that are given up: {known}; the log is {settled.new_origin} from now on, with a new key",
+            f"revocations that were taken from CRLs: {settled.imported}",
+        ]
+    else:
+        lines = [
+            f"entries that are back: {settled.to_size - settled.from_size}, from {settled.from_size} to {settled.to_size}",
+            f"among them: certificates {summary.certificates}, revocations {summary.revoked}",
+        ]
+    lines.append(f"certificates that are known by their entries only: {settled.lost}")
+    lines.append(f"CRLs that are made anew when the service starts, with higher numbers: {len(settled.crls)}")
     return [*lines, *(f"to do: {each}" for each in to_do(settled))]
 
 
@@ -215,7 +220,8 @@ def to_do(settled: Settled) -> list[str]:
         return found
     if summary.accounts_lost:
         found.append(
-            f"{summary.accounts_lost} ACME accounts are gone: their clients register again (`certbot register`)"
+            f"{summary.accounts_lost} ACME accounts are gone: their clients register again (`certbot register`); "
+            "external account keys for a single use are used up, make others (`privyseal eab create`)"
         )
     if summary.accounts_ended:
         found.append(f"ended, for their keys had been changed: {', '.join(summary.accounts_ended)}")
@@ -227,13 +233,28 @@ def to_do(settled: Settled) -> list[str]:
         found.append(
             f"changed since the backup, look whether the restored files are right: {', '.join(summary.changed)}"
         )
+    if settled.unproved:
+        found.append(
+            f"{settled.unproved} entries came after the newest checkpoint and were not taken, for nothing proves them: look "
+            "through them"
+        )
+    if settled.unproved_revocations:
+        found.append(
+            f"revoke again what they revoked (`privyseal cert revoke`): {', '.join(settled.unproved_revocations)}"
+        )
     if settled.crls:
         found.append(
-            "sign the root's CRL anew if the root is here: privyseal crl root; if not: privyseal crl import FILE"
+            "look whether `privyseal crl list` has the root's CRL; if not: privyseal crl root where the root is here, else "
+            "privyseal crl import FILE"
         )
     if settled.new_origin:
         found.append(
             "hand over the new key (`privyseal ledger vkey`) to witnesses, auditors and monitors; keep the former log"
         )
+        found.append(
+            "accounts, external account keys and CAs are as they were in the backup: what was ended, revoked or retired since is "
+            "usable again. Look through `privyseal account list`, `privyseal eab list` and `privyseal issuer list`"
+        )
+        found.append("block keys again that were blocked since: privyseal cert revoke --private-key FILE")
         found.append("move the folder of `privyseal status publish` away: the former ledger in it is evidence")
     return found

@@ -20,6 +20,7 @@ from privyseal_ca.errors import ConfigurationError, LedgerError, StatusUnavailab
 from privyseal_ca.ledger.audit_tables import count_certificates
 from privyseal_ca.ledger.log import size
 from privyseal_ca.recovery.facts import restored_fact, unsettled
+from privyseal_ca.recovery.guard import behind_home
 from privyseal_ca.revocation.folder_publisher import FolderPublisher
 from privyseal_ca.revocation.folder_writer import FolderWriter
 from privyseal_ca.store.issuers import all_issuers, chains
@@ -56,8 +57,9 @@ def publish(invocation: Invocation, folder: Path, watch: bool) -> None:
     async def work() -> FolderPublisher:
         async with reading(settings) as store:
             fact = await store.read(restored_fact)
-            if fact is not None:
-                raise unsettled(fact)
+            wrong = unsettled(fact) if fact is not None else await behind_home(store, settings)
+            if wrong is not None:
+                raise wrong
             with FolderWriter(folder) as writer:
                 publisher = FolderPublisher(
                     store=store, writer=writer, settings=settings, clock=clock, progress=invocation.progress

@@ -27,6 +27,7 @@ from privyseal_ca.store.exports import (
     add_export,
     all_exports,
     find_export,
+    keep_export,
     move_export,
     set_export,
     set_export_problem,
@@ -100,7 +101,9 @@ class Exporter:
         self._count = self._size = 0
         self._unconfirmed = 0
         self._window = _MOST_BATCHES
-        self._due = self._seen = 0.0
+        self._due = 0.0
+        #: When the row was written last; never yet.
+        self._seen = float("-inf")
         self._troubled = False
 
     async def run(self, *, follow: bool, first: int | None = None) -> Report:
@@ -109,7 +112,8 @@ class Exporter:
         Raises:
             ExportError: the target does not take entries (with ``follow`` it is tried again instead), the cursor cannot be
                 kept, or another process moves it.
-            LedgerError: an entry is missing or not what it was. It is not exported, and nothing after it.
+            LedgerError: an entry is missing or not what it was. It is not exported, and nothing after it. LedgerBehindError: the
+                ledger ends before ``first``, or before the cursor.
             StoreUnavailableError: the database is away (with ``follow`` it is tried again instead).
         """
         await self._claim(first)
@@ -145,10 +149,16 @@ class Exporter:
             row = find_export(transaction, name)
             if row is None:
                 return first or 0 if add_export(transaction, ExportRow(name, first or 0, at, None)) else None
-            # Written even where nothing changes: what cannot be written now could not be later.
-            set_export(transaction, name, begin := row.next if first is None else first, at)
-            return begin
+            if first is not None:
+                set_export(transaction, name, first, at)
+                return first
+            # Not that it goes on: one that ends again and again at once has got nowhere.
+            keep_export(transaction, name)
+            return row.next
 
+        if first is not None and first > (have := await self._source.store.read(size)):
+            # Kept, it would leave out what comes until then.
+            raise _behind(first, have)
         try:
             begin = await self._source.store.write(unit)
         except StoreUnavailableError as error:
@@ -163,7 +173,6 @@ class Exporter:
                 hint="`privyseal ledger exports` lists them; remove one with --remove.",
             )
         self._sent = self._confirmed = begin
-        self._seen = self._monotonic()
 
     async def _hand_over(self, *, follow: bool) -> None:
         """Send and confirm until there is nothing left, or, with ``follow``, until it is to stop."""
@@ -203,10 +212,7 @@ class Exporter:
 
         found, self._size = await self._source.store.read(unit)
         if first > self._size:
-            raise LedgerBehindError(
-                f"The export is to go on at entry {first}, and the ledger has only {self._size}.",
-                hint="Was an older database put back? If the ledger is right, go on with --from INDEX.",
-            )
+            raise _behind(first, self._size)
         return found
 
     async def _send(self, found: Sequence[StoredEntry]) -> None:
@@ -282,6 +288,13 @@ class Exporter:
                 await self._source.store.write(lambda tx: set_export_problem(tx, name, text))
             except StoreUnavailableError as failure:
                 self._tell(f"that cannot be recorded: {failure.message}")
+
+
+def _behind(first: int, have: int) -> LedgerBehindError:
+    return LedgerBehindError(
+        f"The export is to go on at entry {first}, and the ledger has only {have}.",
+        hint="Was an older database put back? If the ledger is right, go on with --from INDEX.",
+    )
 
 
 async def listed(store: Store) -> tuple[list[ExportRow], int]:

@@ -4,11 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import orjson
-
 from privyseal_ca.export.ocsf import ocsf_event
 from privyseal_ca.export.record import Record
-from privyseal_ca.export.syslog import octet_counted, syslog_message
+from privyseal_ca.export.syslog import ascii_json, octet_counted, syslog_message
 
 FORMATS: Final = ("jsonl", "ocsf", "syslog")
 
@@ -47,7 +45,7 @@ def renderer(name: str, sender: Sender, *, stream: bool, max_message: int) -> Re
         return json_line
 
     def ocsf(record: Record) -> bytes:
-        return orjson.dumps(ocsf_event(record, origin=sender.origin, version=sender.version)) + b"\n"
+        return ascii_json(ocsf_event(record, origin=sender.origin, version=sender.version)) + b"\n"
 
     def syslog(record: Record) -> bytes:
         message = syslog_message(

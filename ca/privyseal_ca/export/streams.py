@@ -2,8 +2,8 @@
 
 Neither syslog nor lines of JSON have acknowledgements. What can be known is this: once everything that was sent has been
 acknowledged by the receiver's kernel, and the receiver then answers the end of our stream with the end of its own, its
-program has read all of it. A kernel whose program ends without having read everything sends a reset instead. So every few
-seconds, when something was sent, the connection is closed in that order, and only then does the export's cursor move; the next
+program has read all of it. A kernel whose program ends without having read everything sends a reset instead, and an end that
+came before ours says nothing: who only receives may close that direction at once. So every few seconds, when something was sent, the connection is closed in that order, and only then does the export's cursor move; the next
 entries open another connection. With TLS the end is a close_notify alert, which nobody else can forge, and which a
 receiver has to answer (RFC 5425 section 4.4).
 """
@@ -123,6 +123,7 @@ class StreamTarget:
         limit = _Limit(stop, self._patience, self._monotonic)
         try:
             _drain(connection, limit)
+            _require_open(connection)
             connection.settimeout(POLL)
             plain = _end_tls(connection, limit) if isinstance(connection, ssl.SSLSocket) else connection
             plain.shutdown(socket.SHUT_WR)
@@ -147,7 +148,10 @@ class StreamTarget:
 
     def _connect(self) -> _Socket:
         context = None if self._tls is None else self._tls.context()
-        connection = socket.create_connection((self._host, self._port), _CONNECT_SECONDS)
+        try:
+            connection = socket.create_connection((self._host, self._port), _CONNECT_SECONDS)
+        except UnicodeError as error:
+            raise OSError(0, "its name is not one that a host can have") from error
         try:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, seconds in _KEEPALIVE:
@@ -219,6 +223,21 @@ def _drain(connection: _Socket, limit: _Limit) -> None:
             raise OSError(broken, os.strerror(broken))
         time.sleep(pause)
         pause = min(2 * pause, POLL)
+
+
+def _require_open(connection: _Socket) -> None:
+    """Raise OSError when the receiver has ended its stream already, which then cannot answer the end of ours."""
+    connection.settimeout(0)
+    try:
+        if isinstance(connection, ssl.SSLSocket):
+            # Looks at what TLS itself has to say, such as tickets.
+            ended = not connection.recv(_CHUNK)
+        else:
+            ended = not connection.recv(1, socket.MSG_PEEK)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return
+    if ended:
+        raise OSError(0, "it has closed the connection before the end of what was sent")
 
 
 def _end_tls(connection: ssl.SSLSocket, limit: _Limit) -> socket.socket:

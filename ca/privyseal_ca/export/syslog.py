@@ -26,6 +26,8 @@ _SEVERITIES: Final[Mapping[Severity, int]] = {
     Severity.HIGH: 3,  # error
     Severity.CRITICAL: 2,
 }
+#: The control character that JSON allows in text.
+_DELETE: Final = b"\x7f"
 #: In octets; so no message without a payload is longer than MIN_MESSAGE.
 _MAX_HOSTNAME, _MAX_MSGID, _MAX_VALUE = 255, 32, 128
 
@@ -63,11 +65,11 @@ def syslog_message(record: Record, *, origin: str, hostname: str, version: str, 
         )
     ).encode()
     body = {"index": record.index, "leaf_hash": record.leaf_hash.hex(), "entry": members}
-    message = header + _ascii(body)
+    message = header + ascii_json(body)
     if len(message) > max_message:
         # The other members are in the structured data.
         kept = {name: members[name] for name in ("kind", "time", "v")}
-        message = header + _ascii(body | {"entry": kept, "truncated": True, "size": len(record.entry)})
+        message = header + ascii_json(body | {"entry": kept, "truncated": True, "size": len(record.entry)})
     return message
 
 
@@ -94,14 +96,13 @@ def _header_text(text: str, most: int) -> str:
     return "".join(character for character in text if "!" <= character <= "~")[:most] or "-"
 
 
-def _ascii(document: Mapping[str, Any]) -> bytes:
-    """Compact JSON in US-ASCII."""
+def ascii_json(document: Mapping[str, Any]) -> bytes:
+    """Compact JSON in printable US-ASCII: nothing that a terminal obeys, or that somebody takes for the end of a line."""
     encoded = orjson.dumps(document)
-    if encoded.isascii():
+    if encoded.isascii() and _DELETE not in encoded:
         return encoded
-    return "".join(character if character.isascii() else _escaped(character) for character in encoded.decode()).encode(
-        "ascii"
-    )
+    text = "".join(character if " " <= character <= "~" else _escaped(character) for character in encoded.decode())
+    return text.encode("ascii")
 
 
 def _escaped(character: str) -> str:

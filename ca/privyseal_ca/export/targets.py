@@ -95,10 +95,10 @@ class FileTarget:
 
     pause = 1.0
 
-    def __init__(self, path: Path, *, first_octets: bytes) -> None:
-        """``first_octets`` are those that a line of the format can begin with: nothing else is ever removed."""
+    def __init__(self, path: Path, *, begins: bytes) -> None:
+        """``begins`` is what every line of the format begins with: nothing else is ever removed."""
         self._path = path
-        self._first = first_octets
+        self._begins = begins
         self._handle: int | None = None
         self._written = False
 
@@ -154,8 +154,16 @@ class FileTarget:
 
     def _open(self) -> int:
         # Without waiting for the other end, should it be a pipe.
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-        handle = os.open(self._path, flags, 0o600)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
+        try:
+            handle = os.open(self._path, flags, 0o600)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise ExportError(
+                f"{self._path} is a symbolic link, which whoever may write there can turn to any other file.",
+                hint="Give the file itself with --to.",
+            ) from error
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise ExportError(f"{self._path} is not a file.", hint="Give a file, - or a URL with --to.")
@@ -182,7 +190,7 @@ class FileTarget:
         torn = tail[tail.rfind(b"\n") + 1 :]
         if not torn:
             return
-        if not torn.startswith(self._first) or len(torn) >= _MAX_LINE:
+        if torn[: len(self._begins)] != self._begins[: len(torn)] or len(torn) >= _MAX_LINE:
             raise ExportError(
                 f"{self._path} ends with something that no export in this format has written.",
                 hint="Give another file with --to.",
@@ -192,12 +200,12 @@ class FileTarget:
     def _failure(self, error: OSError) -> ExportError:
         return ExportError(
             f"{self._path} cannot be written: {error.strerror}.",
-            hint="Make room, or mend the folder's permissions; the export goes on where it was.",
+            hint="Look whether its folder is there, may be written and has room; the export goes on where it was.",
         )
 
 
 class OutputTarget:
-    """Standard output. What arrived is what the other end of it has taken."""
+    """Standard output. What arrived is what the other end of it has taken; where it is a file, what was synchronised."""
 
     pause = 1.0
 
@@ -216,15 +224,22 @@ class OutputTarget:
                     if poll.poll(POLL * 1000):
                         rest = rest[os.write(self._handle, rest[:_PIPE]) :]
         except OSError as error:
-            raise ExportError(
-                f"Standard output cannot be written: {error.strerror}.", hint="Look at what reads it."
-            ) from error
+            raise _output_failure(error) from error
 
     def confirm(self, _: Stop) -> None:
-        """Whoever reads it has the data or the pipe has."""
+        """Whoever reads it has the data or the pipe has; a file is synchronised."""
+        try:
+            if stat.S_ISREG(os.fstat(self._handle).st_mode):
+                os.fsync(self._handle)
+        except OSError as error:
+            raise _output_failure(error) from error
 
     def close(self) -> None:
         """It is not ours to close."""
+
+
+def _output_failure(error: OSError) -> ExportError:
+    return ExportError(f"Standard output cannot be written: {error.strerror}.", hint="Look at what reads it.")
 
 
 def _write(handle: int, entry: bytes) -> None:

@@ -69,7 +69,12 @@ async def index_ca_entries(store: Store) -> None:
     first = 0
     found: list[tuple[str, int]] = []
     while page := await store.read(partial(_page, first=first)):
-        found += [(certified_payload(each.entry)["serial"], each.index) for each in page if _NEEDLE in each.entry]
+        # An entry of another kind may have that within its payload.
+        found += [
+            (serial, each.index)
+            for each in page
+            if _NEEDLE in each.entry and isinstance(serial := certified_payload(each.entry).get("serial"), str)
+        ]
         first = page[-1].index + 1
         await asyncio.sleep(0)
 

@@ -12,6 +12,8 @@ from privyseal_ca.outside.source import HttpLedger
 
 _ROOTS: Final = "roots.pem"
 _MOST: Final = 1 << 20
+#: What certificates raise that others have made up.
+_MALFORMED: Final = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 class Anchors:
@@ -72,7 +74,7 @@ class Anchors:
         content = await self._source.file(path, _MOST)
         try:
             return x509.load_pem_x509_certificates(content) if content else []
-        except ValueError as error:
+        except _MALFORMED as error:
             raise FindingError(Code.CRL, f"{self._source.base_url}/{path} holds no certificates.") from error
 
 
@@ -80,13 +82,13 @@ def key_id(certificate: x509.Certificate) -> str:
     """The id of a CA: its subject key identifier in lower-case hex; empty when it has none."""
     try:
         return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except (x509.ExtensionNotFound, *_MALFORMED):
         return ""
 
 
 def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (TypeError, InvalidSignature, UnsupportedAlgorithm, *_MALFORMED):
         return False
     return True

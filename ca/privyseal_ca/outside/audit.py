@@ -129,7 +129,9 @@ class OutsideAudit:
                 if theirs.checkpoint.size >= seen.checkpoint.size:
                     await other_tiles.open()
                 await require_same_view(seen, tiles, theirs, other_tiles)
-            except StatusUnavailableError as error:
+            except FindingError:
+                raise
+            except (StatusUnavailableError, LedgerError) as error:
                 self._report.findings.append(Finding(Code.UNREACHABLE, error.message))
             else:
                 self._report.views += 1
@@ -139,15 +141,19 @@ class OutsideAudit:
             pass
 
     async def _read_on(self) -> CheckedTiles | None:
-        """Read up to a newer checkpoint, as soon as there is one; None when there is none in time.
+        """Read up to a newer checkpoint, as soon as there is one with the quorum's cosignatures; None when there is none in time.
 
         Raises:
-            FindingError: something is wrong in it.
+            FindingError: something is wrong in it, or it does not continue what was read.
             StatusUnavailableError: it cannot be read.
         """
+        keys, before = self._asked.keys, self._report.seen
         for _ in range(TRIES):
-            seen = self._asked.keys.open(await self._source.checkpoint(), self._source.base_url)
-            if seen.checkpoint.size > self._walk.edge.size:
+            seen = keys.open(await self._source.checkpoint(), self._source.base_url)
+            if before is not None and seen.checkpoint.size <= self._walk.edge.size:
+                # A cache may be behind, but not show another log.
+                await require_continued(seen, await self._tiles(), before)
+            elif keys.quorum_of(seen):
                 tiles = await self._walk.tiles(seen.checkpoint)
                 await self._read(tiles)
                 self._report.seen = seen
@@ -165,13 +171,17 @@ class OutsideAudit:
         check = CrlCheck(self._source, replay, self._clock.now)
         try:
             if replay is None:
-                report.findings += await check.without_entries()
+                found = await check.without_entries()
+                report.findings += found
+                if not found and not check.checked:
+                    report.unchecked.append("the CRLs: no list of them is served")
                 if check.checked:
                     report.unchecked.append(
                         "the roots that the CRLs' signatures lead to: they are those that the server names"
                     )
             for issuer in [issuer for issuer, scope in self._replay.crls if scope == FULL]:
                 report.findings += await self._crl(check, issuer)
+            report.findings += unlisted(self._replay, self._clock.now())
         except StatusUnavailableError as error:
             report.findings.append(Finding(Code.UNREACHABLE, error.message))
         except LedgerError as error:
@@ -241,6 +251,20 @@ def stale_intents(replay: Replay, now: float) -> list[Finding]:
         )
         for serial, each in stale[:_SHOWN]
     ]
+
+
+def unlisted(replay: Replay, now: float) -> list[Finding]:
+    """CAs of this log that have revoked something more than a day ago, and for which it tells of no CRL at all."""
+    found = []
+    for issuer in sorted(replay.cas.keys() & replay.listed.keys()):
+        if (issuer, FULL) in replay.crls:
+            continue
+        for serial, each in replay.listed[issuer].items():
+            if each.revoked_at < now - _IN_FLIGHT and each.not_after > now:
+                said = f"The serial {serial.hex()} was revoked by entry {each.index}, and no CRL of {issuer} was published since."
+                found.append(Finding(Code.CRL, said, each.index))
+                break
+    return found
 
 
 async def newest(source: HttpLedger, keys: LogKeys, sleep: Sleep) -> Seen:

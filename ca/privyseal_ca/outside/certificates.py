@@ -39,7 +39,13 @@ class Held:
             ):
                 return None
             return issued_entry(self.certificate.public_bytes(Encoding.DER))
-        except (ValueError, LedgerError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        except (
+            ValueError,
+            LedgerError,
+            x509.ExtensionNotFound,
+            x509.DuplicateExtension,
+            x509.UnsupportedGeneralNameType,
+        ):
             return None
 
 

@@ -1,28 +1,40 @@
 """Comparing the CRLs that are served with what the log says was revoked.
 
-A CRL is read piece by piece. What is kept of it are its serials, about 300 bytes each, to see that none is missing.
+A CRL is read piece by piece. What is kept of it are its serials that the log revokes, about 100 bytes each, to see that none is
+missing. Nothing of it is believed before its signature was verified, and nothing that it says makes this use more memory.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from privyseal_ca.clock import CLOCK_STEP, rfc3339
 from privyseal_ca.ledger.crl_reader import CrlReader, Listed, MalformedCrlError
 from privyseal_ca.outside.anchors import Anchors
+from privyseal_ca.outside.crl_reading import StrangeCrlReader
 from privyseal_ca.outside.findings import Code, Finding, FindingError
 from privyseal_ca.outside.pem import crls_in_bundle
+from privyseal_ca.outside.replay import Listed as Recorded
 from privyseal_ca.outside.replay import Published, Replay
 from privyseal_ca.outside.source import HttpLedger
 
 FULL: Final = "full"
 #: A CRL of ten million entries.
 _MOST: Final = 1 << 30
+#: As long may a CRL be beside what the log says that it lists, in octets: there may be news of a million more. And for each entry.
+_NEWS: Final = 64 << 20
+_OCTETS: Final = 128
+#: An id of a CA (a subject key identifier is 20 octets long), and a serial number as it stands in a message.
+_MAX_ID: Final = 128
+_SHOWN: Final = 64
 _BUNDLE: Final = "crls.pem"
 _SECONDS: Final = 1800.0
 #: How long after a CRL was made an older one may still be served: publication and caches take a moment.
 _BEHIND: Final = 600
+#: RFC 5280 section 5.2.3: at most 20 octets.
+_NUMBER_BITS: Final = 160
 
 
 class NewerCrlError(Exception):
@@ -50,11 +62,11 @@ class CrlCheck:
         replay = self._replay
         if replay is None:
             return []
-        pieces = self._source.pieces(f"crl/{issuer}.crl", _MOST, seconds=_SECONDS)
-        serials: dict[str, Listed] = {}
+        listing = _Listing(replay.listed.get(issuer, {}))
+        most = min(_MOST, _NEWS + _OCTETS * len(listing.recorded))
         try:
-            reader, crl = await _read(pieces, serials, issuer)
-            number, this_update, _ = self._outline(crl, issuer)
+            reader, crl = await _read(self._source.pieces(f"crl/{issuer}.crl", most, seconds=_SECONDS), listing, issuer)
+            number, this_update = self._outline(crl, issuer)
             await self._verify(reader, crl, issuer)
             published = self._published(issuer, number)
             self._compare_entry(issuer, published, reader, crl)
@@ -62,9 +74,8 @@ class CrlCheck:
             return [Finding(Code.CRL, f"The CRL of {issuer} is malformed: {error}.")]
         except FindingError as error:
             return [error.finding]
-        found: list[Finding] = []
-        if issuer in replay.cas:
-            found = self._compare_serials(issuer, published, serials, this_update)
+        # A CA whose key is elsewhere lists what only it knows of.
+        found = listing.judge(published, this_update, issuer, ours=issuer in replay.cas)
         self.checked += not found
         return found
 
@@ -79,6 +90,9 @@ class CrlCheck:
         try:
             async for reader, crl in crls_in_bundle(pieces):
                 issuer = _issuer_of(crl)
+                if not 0 < len(issuer) <= _MAX_ID:
+                    found.append(Finding(Code.CRL, f"A CRL in {self._source.base_url}/{_BUNDLE} names no CA."))
+                    continue
                 try:
                     self._outline(crl, issuer)
                     await self._verify(reader, crl, issuer)
@@ -89,33 +103,35 @@ class CrlCheck:
             found.append(Finding(Code.CRL, f"A CRL in {self._source.base_url}/{_BUNDLE} is malformed: {error}."))
         return found
 
-    def _outline(self, crl: x509.CertificateRevocationList, issuer: str) -> tuple[int, int, int]:
-        """Number, thisUpdate and nextUpdate.
+    def _outline(self, crl: x509.CertificateRevocationList, issuer: str) -> tuple[int, int]:
+        """Number and thisUpdate.
 
         Raises:
-            FindingError: it lacks one, is another CA's or not complete, or is past its end.
+            FindingError: it lacks one or its end, is another CA's or not complete, or begins in the future.
         """
         extensions = {type(extension.value): extension.value for extension in crl.extensions}
         number = extensions.get(x509.CRLNumber)
         end = crl.next_update_utc
-        if not isinstance(number, x509.CRLNumber) or end is None:
-            raise FindingError(Code.CRL, f"The CRL of {issuer} has no number or no end.")
+        if not isinstance(number, x509.CRLNumber) or end is None or not 0 <= number.crl_number < 1 << _NUMBER_BITS:
+            raise FindingError(Code.CRL, f"The CRL of {issuer} has no end, or no number that one can have.")
         if _issuer_of(crl) != issuer or {x509.DeltaCRLIndicator, x509.IssuingDistributionPoint} & extensions.keys():
             raise FindingError(
                 Code.CRL, f"What is served as the CRL of {issuer} is another CA's, or not a complete one."
             )
-        this_update, next_update = int(crl.last_update_utc.timestamp()), int(end.timestamp())
-        if next_update < self._now():
-            raise FindingError(
-                Code.CRL, f"The CRL {number.crl_number} of {issuer} is past its end, {rfc3339(next_update)}."
-            )
+        this_update = int(crl.last_update_utc.timestamp())
         if this_update > self._now() + CLOCK_STEP:
             raise FindingError(Code.CRL, f"The CRL {number.crl_number} of {issuer} begins in the future.")
-        return number.crl_number, this_update, next_update
+        return number.crl_number, this_update
 
     async def _verify(self, reader: CrlReader, crl: x509.CertificateRevocationList, issuer: str) -> None:
-        if not any(reader.signed_by(crl, ca) for ca in await self._anchors.of(issuer)):
+        """Raises FindingError when it is not signed by that CA, or is past its end while the CA is not."""
+        signer = next((ca for ca in await self._anchors.of(issuer) if _signed(reader, crl, ca)), None)
+        if signer is None:
             raise FindingError(Code.CRL, f"The CRL of {issuer} is not signed by that CA.")
+        end, now = crl.next_update_utc, self._now()
+        # A CA that has ended signs no more.
+        if end is not None and end.timestamp() < now <= signer.not_valid_after_utc.timestamp():
+            raise FindingError(Code.CRL, f"The CRL of {issuer} is past its end, {rfc3339(end.timestamp())}.")
 
     def _published(self, issuer: str, number: int) -> Published:
         """The entry of the CRL with ``number``.
@@ -157,52 +173,97 @@ class CrlCheck:
                 index=published.index,
             )
 
-    def _compare_serials(
-        self, issuer: str, published: Published, serials: dict[str, Listed], this_update: int
-    ) -> list[Finding]:
-        """Nothing is listed that was not revoked, and nothing that was revoked is missing (RFC 5280 section 5)."""
-        replay = self._replay
-        recorded = {} if replay is None else replay.listed.get(issuer, {})
-        through, name = published.said["through"], f"The CRL {published.said['number']} of {issuer}"
-        for serial, listed in serials.items():
-            known = recorded.get(bytes.fromhex(serial)) if len(serial) == 32 else None
-            if known is None or known.index >= through:
-                return [
-                    Finding(Code.CRL, f"{name} lists the serial {serial}, which no entry before {through} revokes.")
-                ]
-            if (listed.revoked_at, listed.reason) != (known.revoked_at, known.reason):
-                return [
-                    Finding(
-                        Code.CRL,
-                        f"{name} lists the serial {serial} with another time or reason than entry {known.index} says.",
-                        index=known.index,
-                    )
-                ]
-        for serial_bytes, known in recorded.items():
-            if known.index < through and known.not_after >= this_update and serial_bytes.hex() not in serials:
-                return [
-                    Finding(
-                        Code.CRL,
-                        f"{name} does not list the serial {serial_bytes.hex()}, which entry {known.index} revokes.",
-                        index=known.index,
-                    )
-                ]
+
+class _Listing:
+    """What a CRL lists, against what the entries say that was revoked."""
+
+    def __init__(self, recorded: Mapping[bytes, Recorded]) -> None:
+        self.recorded = recorded
+        self._listed: set[bytes] = set()
+        #: The youngest of those that are listed.
+        self._youngest: Recorded | None = None
+        #: The first that no entry revokes, and the first with another time or reason than its entry says.
+        self._unknown: str | None = None
+        self._other: str | None = None
+
+    def take(self, listed: Listed) -> None:
+        """Look at one of its entries.
+
+        Raises:
+            MalformedCrlError: it is there twice.
+        """
+        serial = _octets(listed.serial)
+        known = self.recorded.get(serial)
+        if known is None:
+            self._unknown = self._unknown or listed.serial[:_SHOWN]
+            return
+        if serial in self._listed:
+            raise MalformedCrlError(f"it lists the serial {listed.serial} twice")
+        self._listed.add(serial)
+        if (listed.revoked_at, listed.reason) != (known.revoked_at, known.reason):
+            self._other = self._other or listed.serial
+        if self._youngest is None or known.index > self._youngest.index:
+            self._youngest = known
+
+    def judge(self, published: Published, this_update: int, issuer: str, *, ours: bool) -> list[Finding]:
+        """Nothing is listed that was not revoked, and nothing that was revoked is missing (RFC 5280 section 5).
+
+        Not ``ours`` is a CRL of which only that is known which is revoked here.
+        """
+        through = published.said["through"]
+        name = f"The CRL {published.said['number']} of {issuer}"
+        if ours and self._unknown is not None:
+            return [
+                Finding(Code.CRL, f"{name} lists the serial {self._unknown}, which no entry before {through} revokes.")
+            ]
+        if ours and self._youngest is not None and self._youngest.index >= through:
+            index = self._youngest.index
+            return [
+                Finding(Code.CRL, f"{name} lists what no entry before {through} revokes: entry {index} does.", index)
+            ]
+        if self._other is not None:
+            index = self.recorded[_octets(self._other)].index
+            said = f"{name} lists the serial {self._other} with another time or reason than entry {index} says."
+            return [Finding(Code.CRL, said, index)]
+        for serial, known in self.recorded.items():
+            if serial not in self._listed and known.not_after >= this_update:
+                said = f"{name} does not list the serial {serial.hex()}, which entry {known.index} revokes"
+                if known.index < through:
+                    return [Finding(Code.CRL, f"{said}.", known.index)]
+                # What it covers is for the CA to say, but not that it leaves out what was long known when it was made.
+                if ours and known.index < published.index and known.revoked_at < this_update - _BEHIND:
+                    said += f" at {rfc3339(known.revoked_at)}: it was made at {rfc3339(this_update)}."
+                    return [Finding(Code.CRL, said, known.index)]
         return []
 
 
 async def _read(
-    pieces: AsyncIterator[bytes], serials: dict[str, Listed], issuer: str
+    pieces: AsyncIterator[bytes], listing: _Listing, issuer: str
 ) -> tuple[CrlReader, x509.CertificateRevocationList]:
-    """A CRL, whose entries go into ``serials``. Raises MalformedCrlError, and FindingError when there is none."""
-    reader = CrlReader()
+    """A CRL, whose entries go into ``listing``. Raises MalformedCrlError, and FindingError when there is none."""
+    reader = StrangeCrlReader()
     async for piece in pieces:
         for listed in reader.feed(piece):
-            if listed.serial in serials:
-                raise MalformedCrlError(f"it lists the serial {listed.serial} twice")
-            serials[listed.serial] = listed
+            listing.take(listed)
     if not reader.size:
         raise FindingError(Code.CRL, f"The CRL of {issuer} is not served, although the log says that it was published.")
     return reader, reader.finish()
+
+
+def _octets(serial: str) -> bytes:
+    """A serial number of a CRL as entries have it; empty for one that none of them can have, such as a negative one."""
+    try:
+        return bytes.fromhex(serial) if len(serial) == 32 else b""
+    except ValueError:
+        return b""
+
+
+def _signed(reader: CrlReader, crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
+    try:
+        return reader.signed_by(crl, ca)
+    except (ValueError, UnsupportedAlgorithm):
+        # The certificate's key is none, or of a kind that nobody signs CRLs with.
+        return False
 
 
 def _issuer_of(crl: x509.CertificateRevocationList) -> str:

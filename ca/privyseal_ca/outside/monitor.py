@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from privyseal_ca.clock import Clock, rfc3339
 from privyseal_ca.errors import ConfigurationError, LedgerError, StatusUnavailableError
-from privyseal_ca.outside.audit import PAUSE, TRIES, newest, stale_intents
+from privyseal_ca.outside.audit import PAUSE, TRIES, newest, stale_intents, unlisted
 from privyseal_ca.outside.crls import FULL, CrlCheck, NewerCrlError
 from privyseal_ca.outside.facts import Fact
 from privyseal_ca.outside.findings import Code, Finding, FindingError
@@ -60,7 +60,8 @@ class Round:
 class Monitor:
     """Rounds over the log at ``source``; ``also`` are other places that show it.
 
-    ``entries`` says whether entries have to be given; None to take them when they are. ``freshness`` is how old the quorum's cosignatures may be, ``patience`` how long the log may be out of reach, in seconds.
+    ``entries`` says whether entries have to be given; None to take them when they are. ``freshness`` is how old the quorum's
+    cosignatures may be, ``patience`` how long the log, another place or a CRL may be out of reach, in seconds.
     """
 
     def __init__(
@@ -98,6 +99,8 @@ class Monitor:
         #: The newest CRLs when they were compared last, and when that was.
         self._crls: dict[str, int] = {}
         self._crls_at = 0.0
+        #: Since when other places and CRLs are out of reach.
+        self._away: dict[str, float] = {}
 
     async def round(self) -> Round:
         """Look at what is new.
@@ -123,35 +126,52 @@ class Monitor:
             done.findings.append(Finding(Code.UNREACHABLE, f"Entries are not given any more: {error.message}"))
         except StatusUnavailableError as error:
             self._out_of_reach(done, error.message)
+        except LedgerError as error:
+            # An answer that is no checkpoint, such as one without an end.
+            done.findings.append(Finding(Code.SIGNATURE, error.message))
         for finding in done.findings:
             if finding.code in _KEPT:
-                self._state.keep_evidence(finding)
+                self._keep(done, finding)
         return done
 
+    def _keep(self, done: Round, finding: Finding) -> None:
+        try:
+            self._state.keep_evidence(finding)
+        except ConfigurationError as error:
+            # What was found is told all the same. It is found again: what was kept of the log is from before.
+            done.notes.append(f"The evidence could not be kept: {error.message}")
+
     async def _look(self, done: Round) -> None:
-        state, walk = self._state, self._opened()
-        seen = await self._newest()
+        walk = self._opened()
+        seen, before = await self._newest(), walk.edge.size
+        try:
+            tiles = await self._accept(done, walk, seen)
+            await self._views(done, seen, tiles)
+            await self._read(walk, tiles)
+            now = self._clock.now()
+            done.findings += self._keys.judge(seen, now=now, freshness=self._freshness)
+            done.findings += stale_intents(walk.replay, now)
+            if walk.entries:
+                await self._compare_crls(done, walk, now)
+                done.findings += unlisted(walk.replay, now)
+        finally:
+            done.read, done.entries = walk.edge.size - before, bool(walk.entries)
+
+    async def _accept(self, done: Round, walk: Walk, seen: Seen) -> CheckedTiles:
+        """Make sure that the log continues what was kept of it, and keep what it says now; its tiles."""
+        state = self._state
         done.size, done.root = seen.checkpoint.size, seen.checkpoint.root
         if state.kept is not None and seen.checkpoint.size < state.kept.checkpoint.size:
             await require_continued(state.kept, CheckedTiles(self._source, seen.checkpoint), seen)
         tiles = await walk.tiles(seen.checkpoint)
         if state.kept is not None:
             await _continued(walk, state.kept, tiles, seen)
-        before, state.contact = walk.edge.size, self._clock.now()
+        state.contact = self._clock.now()
         if state.kept is None or state.kept.note != seen.note:
             # Before anything is read: whatever the entries are, the log has said this.
             state.kept = seen
             state.commit(())
-        await self._views(done, seen, tiles)
-        try:
-            await self._read(walk, tiles)
-        finally:
-            done.read, done.entries = walk.edge.size - before, bool(walk.entries)
-        now = self._clock.now()
-        done.findings += self._keys.judge(seen, now=now, freshness=self._freshness)
-        done.findings += stale_intents(walk.replay, now)
-        if walk.entries:
-            await self._compare_crls(done, walk.replay, now)
+        return tiles
 
     def _opened(self) -> Walk:
         """What was read so far, from the folder when there is nothing in memory."""
@@ -203,42 +223,77 @@ class Monitor:
                 await require_same_view(seen, tiles, theirs, other_tiles)
             except FindingError as error:
                 done.findings.append(error.finding)
-            except StatusUnavailableError as error:
-                done.notes.append(error.message)
+            except (StatusUnavailableError, LedgerError) as error:
+                self._is_away(done, other.base_url, error.message)
+                continue
+            self._away.pop(other.base_url, None)
 
-    async def _compare_crls(self, done: Round, replay: Replay, now: float) -> None:
+    def _is_away(self, done: Round, what: str, message: str) -> None:
+        """``what`` cannot be read: somebody who shows several logs would see to that."""
+        since = self._away[what] = min(self._away.get(what, done.time), done.time)
+        if done.time - since < self._patience:
+            done.notes.append(message)
+        else:
+            done.findings.append(Finding(Code.UNREACHABLE, f"{message} It is out of reach since {rfc3339(since)}."))
+
+    async def _compare_crls(self, done: Round, walk: Walk, now: float) -> None:
         """Compare the CRLs that are new, and all of them now and then."""
-        newest_crls = {
-            issuer: each[-1].said["number"] for (issuer, scope), each in replay.crls.items() if scope == FULL
-        }
+        newest_crls = _newest_crls(walk.replay)
         if newest_crls == self._crls and now - self._crls_at < _CRL_SECONDS:
             return
-        check = CrlCheck(self._source, replay, self._clock.now)
+        check = CrlCheck(self._source, walk.replay, self._clock.now)
         found: list[Finding] = []
         complete = True
         for issuer in newest_crls:
+            what = f"crl/{issuer}"
             try:
-                found += await check.compare(issuer)
-            except NewerCrlError:
-                # Its entry is in what the next round reads.
-                complete = False
+                found += await self._crl(done, check, issuer, walk)
+                self._away.pop(what, None)
             except StatusUnavailableError as error:
-                done.notes.append(error.message)
+                self._is_away(done, what, error.message)
                 complete = False
-            except LedgerError as error:
-                found.append(error.finding if isinstance(error, FindingError) else Finding(Code.CRL, error.message))
         done.findings += found
         if complete and not found:
-            self._crls, self._crls_at = newest_crls, now
+            self._crls, self._crls_at = _newest_crls(walk.replay), now
+
+    async def _crl(self, done: Round, check: CrlCheck, issuer: str, walk: Walk) -> list[Finding]:
+        for _ in range(TRIES):
+            try:
+                return await check.compare(issuer)
+            except NewerCrlError:
+                # Its entry has to be in a checkpoint within about a second.
+                if not await self._read_on(done, walk):
+                    break
+            except LedgerError as error:
+                return [Finding(Code.CRL, error.message)]
+        return [Finding(Code.CRL, f"The CRL of {issuer} is newer than anything that the log says of it.")]
+
+    async def _read_on(self, done: Round, walk: Walk) -> bool:
+        """Read up to a newer checkpoint with the quorum's cosignatures; whether there was one within a few seconds."""
+        for _ in range(TRIES):
+            seen = self._keys.open(await self._source.checkpoint(), self._source.base_url)
+            if seen.checkpoint.size > walk.edge.size and self._keys.quorum_of(seen):
+                await self._read(walk, await self._accept(done, walk, seen))
+                return True
+            await self._sleep(PAUSE)
+        return False
 
     def _out_of_reach(self, done: Round, message: str) -> None:
+        reached = self._state.contact is not None
         last = self._state.contact if self._state.contact is not None else self._began
+        if last > done.time:
+            # From before a clock stepped back: nothing is said of the time until then.
+            last = self._state.contact = done.time
         if done.time - last < self._patience:
             done.notes.append(message)
         else:
-            done.findings.append(
-                Finding(Code.UNREACHABLE, f"{message} It was reached for the last time at {rfc3339(last)}.")
-            )
+            since = "It was reached for the last time at" if reached else "This monitor has not reached it since"
+            done.findings.append(Finding(Code.UNREACHABLE, f"{message} {since} {rfc3339(last)}."))
+
+
+def _newest_crls(replay: Replay) -> dict[str, int]:
+    """The numbers of the newest full CRLs that the entries tell of, by issuer."""
+    return {issuer: each[-1].said["number"] for (issuer, scope), each in replay.crls.items() if scope == FULL}
 
 
 async def _continued(walk: Walk, kept: Seen, tiles: CheckedTiles, seen: Seen) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 from cryptography import x509
 
 from privyseal_ca.ledger.crl_reader import CrlReader, MalformedCrlError
+from privyseal_ca.outside.crl_reading import StrangeCrlReader
 
 _BEGIN: Final = b"-----BEGIN X509 CRL-----"
 _END: Final = b"-----END X509 CRL-----"
@@ -31,7 +32,7 @@ async def crls_in_bundle(
         octets = bytearray()
         for line in lines:
             if line == _BEGIN and reader is None:
-                reader = CrlReader()
+                reader = StrangeCrlReader()
             elif line == _END and reader is not None:
                 reader.feed(bytes(octets))
                 octets.clear()

@@ -1,7 +1,7 @@
 """Going through the entries of a log with nothing but the entries: what each says has to follow from those before it.
 
-What is kept: for each open intent what it says (some hundred bytes, and they are few), for each serial 16 bytes with its end (about 150 bytes of memory),
-for each serial that was revoked or abandoned what a CRL has to say of it (about 300), and for each issuer and scope the newest
+What is kept: for each open intent what it says (some hundred bytes, and they are few), for each serial 16 bytes with its end (about 200 bytes of
+memory), for each serial that was revoked or abandoned what a CRL has to say of it (about 300), and for each issuer and scope the newest
 CRLs. Everything else is forgotten.
 """
 
@@ -21,6 +21,9 @@ _ABANDONED_REASON: Final = 5
 _CRLS: Final = 8
 #: Open intents, issuers, CAs and scopes that are remembered: far more than any authority has.
 _MOST: Final = 100_000
+#: Of the number that says what has become of a serial: where the end of the validity begins, and what is below.
+_SHIFT: Final = 32
+_MASK: Final = (1 << _SHIFT) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ class Replay:
         self.abandoned = 0
         #: Index of the newest ``authority.restored``.
         self._restored = -1
-        #: What has become of each serial: the number of its issuer, and whether it is a certificate that can be revoked.
+        #: What has become of each serial, in one number: the end of its validity, the number of its issuer, and whether it is a
+        #: certificate that can be revoked.
         self._ended: dict[bytes, int] = {}
         self._issuers: dict[str, int] = {}
         self._checks: dict[Kind, Callable[[Fact], None]] = {
@@ -130,7 +134,7 @@ class Replay:
         for name in ("names", "not_after", "spki_sha256"):
             if intent.said.get(name, fact.said[name]) != fact.said[name]:
                 raise _about(fact, f"differs from its intent, entry {intent.index}, in {name}")
-        self._end(fact, revocable=True)
+        self._end(fact, fact.said["not_after"])
         self.issued += 1
 
     def _abandoned(self, fact: Fact) -> None:
@@ -138,7 +142,7 @@ class Replay:
         not_after = fact.said.get("not_after", intent.said["not_after"])
         if not_after != intent.said["not_after"]:
             raise _about(fact, f"differs from its intent, entry {intent.index}, in not_after")
-        self._end(fact, revocable=False)
+        self._end(fact, None)
         self._list(fact, _ABANDONED_REASON, not_after)
         self.abandoned += 1
 
@@ -146,15 +150,19 @@ class Replay:
         # A root elsewhere may certify the same CA again, and its serials are its own.
         if not fact.said["imported"]:
             self._close(fact)
-            self._end(fact, revocable=True)
+            self._end(fact, fact.said["not_after"])
         else:
-            self._ended.setdefault(bytes.fromhex(fact.said["serial"]), self._number(fact.said["issuer"]) << 1 | 1)
+            self._ended.setdefault(bytes.fromhex(fact.said["serial"]), self._what(fact, fact.said["not_after"]))
         self.cas.setdefault(fact.said["id"], set()).add(fact.said["certificate_sha256"])
 
     def _revoked(self, fact: Fact) -> None:
         serial = bytes.fromhex(fact.said["serial"])
-        if self._ended.get(serial) != self._number(fact.said["issuer"]) << 1 | 1:
+        issued = self._ended.get(serial, 0)
+        if issued & _MASK != self._what(fact, 0):
             raise _about(fact, "is for a certificate that this issuer had not issued")
+        # Else a CRL could leave it out as if it had ended.
+        if issued >> _SHIFT != fact.said["not_after"]:
+            raise _about(fact, "does not say the end of the certificate's validity")
         if serial in self.listed.get(fact.said["issuer"], ()):
             raise _about(fact, "is for a certificate that was revoked before")
         self._list(fact, fact.said["reason"] or None, fact.said["not_after"])
@@ -204,8 +212,12 @@ class Replay:
                 raise _about(fact, f"differs from its intent, entry {intent.index}, in {name}")
         return intent
 
-    def _end(self, fact: Fact, *, revocable: bool) -> None:
-        self._ended[bytes.fromhex(fact.said["serial"])] = self._number(fact.said["issuer"]) << 1 | revocable
+    def _end(self, fact: Fact, not_after: int | None) -> None:
+        self._ended[bytes.fromhex(fact.said["serial"])] = self._what(fact, not_after)
+
+    def _what(self, fact: Fact, not_after: int | None) -> int:
+        """What becomes of a serial, as ``_ended`` keeps it: a certificate until ``not_after``; None when there is none."""
+        return (not_after or 0) << _SHIFT | self._number(fact.said["issuer"]) << 1 | (not_after is not None)
 
     def _list(self, fact: Fact, reason: int | None, not_after: int) -> None:
         listed = self.listed.setdefault(fact.said["issuer"], {})

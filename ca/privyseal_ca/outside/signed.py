@@ -46,6 +46,14 @@ class LogKeys:
                 hint="Name each witness with --witness.",
             )
 
+    def require_witnesses(self) -> None:
+        """Raises ConfigurationError when no cosignature counts, so that nothing says how old a checkpoint is."""
+        if not self.quorum:
+            raise ConfigurationError(
+                "How old a checkpoint is shows in cosignatures only, and none is asked for.",
+                hint="Name a witness with --witness, or leave --freshness out.",
+            )
+
     def open(self, note: bytes, where: str) -> Seen:
         """The checkpoint in ``note``, which was seen at ``where``.
 

@@ -189,7 +189,7 @@ class HttpLedger:
         if entries and fetched.status in _REFUSED:
             raise EntriesRefusedError(
                 f"{url} {fetched.failure}.",
-                hint="Entries are given to whoever has the access token, where the ledger's owners allow it.",
+                hint="Ask the ledger's owners for the access token (`ledger.entries`), and give its file with --token-file.",
             )
         if fetched.status == _OK:
             raise LedgerError(f"{url} {fetched.failure}.")

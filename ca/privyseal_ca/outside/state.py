@@ -32,6 +32,8 @@ _EVIDENCE: Final = "evidence-"
 _VERSION: Final = 1
 _MAX_STATE: Final = 4 << 20
 _PIECE: Final = 1 << 20
+#: The end of the year 9999, in seconds since the epoch.
+_LAST: Final = 253402300799
 #: Files of evidence that are written: one is enough, and nobody fills a disk with more.
 _MOST_EVIDENCE: Final = 64
 
@@ -171,6 +173,8 @@ class MonitorState:
             self._bytes, expected = document["journal"]["bytes"], document["journal"]["sha256"]
             if not isinstance(self.entries, bool | None) or not isinstance(self.contact, float | int | None):
                 raise TypeError
+            if type(self._bytes) is not int or self._bytes < 0 or not 0 <= (self.contact or 0) <= _LAST:
+                raise TypeError
             if vkey == self._vkey and note is not None:
                 self.kept = keys.open(note.encode(), f"{self._folder}")
         except (ValueError, KeyError, TypeError, AttributeError, LedgerError) as error:
@@ -181,8 +185,15 @@ class MonitorState:
                 hint="Give the key that it was made with, or another folder with --state.",
             )
         self._digest = self._read_digest()
-        if self._digest.hexdigest() != expected or self.edge.size > (self.kept.checkpoint.size if self.kept else 0):
+        if self._digest.hexdigest() != expected or not self._fits():
             raise _changed(self._folder)
+
+    def _fits(self) -> bool:
+        """Whether the edge can be that of the checkpoint. A damaged one would accuse the log of a fork."""
+        if self.kept is None:
+            return not self.edge.size
+        size, root = self.kept.checkpoint.size, self.kept.checkpoint.root
+        return self.edge.size < size or (self.edge.size == size and self.edge.root() == root)
 
     def _read_digest(self) -> "hashlib._Hash":
         digest, left = hashlib.sha256(), self._bytes

@@ -126,15 +126,17 @@ class Walk:
     async def _pieces(self, tiles: CheckedTiles) -> AsyncIterator[_Piece]:
         """The tiles of level 0 from the edge on, some of them on their way while one is looked at."""
         size = tiles.checkpoint.size
-        indexes = deque(range(self.edge.size // WIDTH, -(-size // WIDTH)) if self.edge.size < size else ())
+        # Never a list of them: a checkpoint may say any size.
+        indexes = iter(range(self.edge.size // WIDTH, -(-size // WIDTH)) if self.edge.size < size else ())
+        following = next(indexes, None)
         waiting: deque[tuple[int, asyncio.Task[tuple[list[bytes], list[bytes] | FindingError | None]]]] = deque()
         try:
-            while indexes or waiting:
+            while following is not None or waiting:
                 # One alone while nobody knows whether entries are given.
-                while indexes and len(waiting) < (1 if self.entries is None else _AHEAD):
-                    index = indexes.popleft()
-                    width = tile_width(0, index, size)
-                    waiting.append((index, asyncio.create_task(self._fetch(tiles, index, width))))
+                while following is not None and len(waiting) < (1 if self.entries is None else _AHEAD):
+                    width = tile_width(0, following, size)
+                    waiting.append((following, asyncio.create_task(self._fetch(tiles, following, width))))
+                    following = next(indexes, None)
                 index, task = waiting.popleft()
                 hashes, entries = await task
                 try:

@@ -231,6 +231,9 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             raise BackupError(
                 f"Another backup is writing {path}.", hint="Wait for it, or name another file."
             ) from error
+        # Whoever had it may have ended since it was opened, and it may be their finished backup by now.
+        if os.fstat(descriptor).st_nlink != 1 or not _is_at(part, descriptor):
+            raise BackupError(f"Another backup has written {path}.", hint="Name another file.")
         try:
             os.fchmod(descriptor, 0o600)
             os.ftruncate(descriptor, 0)
@@ -242,6 +245,13 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             raise _cannot(path, error) from error
         finally:
             part.unlink(missing_ok=True)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _give_name(part: Path, path: Path) -> None:

@@ -182,15 +182,22 @@ class CatchUp:
             LedgerBehindError: they do not lead to the checkpoint, or somebody else appended meanwhile. Nothing was appended in
                 the first case.
             LedgerError: one is malformed.
+            BackupError: they end too early, or there is no room to keep them.
         """
         target = self.target
         if target is None:
             return 0
         first, end = self._tree.size, target.checkpoint.size
-        with TemporaryFile() as spool:
-            await self._fetch(entries, spool, end, place)
-            spool.seek(0)
-            await self._append_all(spool, first, end, rebuilder)
+        try:
+            with TemporaryFile() as spool:
+                await self._fetch(entries, spool, end, place)
+                spool.seek(0)
+                await self._append_all(spool, first, end, rebuilder)
+        except OSError as error:
+            raise BackupError(
+                f"What was fetched cannot be kept in a temporary file: {error.strerror}.",
+                hint="Make room where temporary files are, or name another folder in TMPDIR, and settle again.",
+            ) from error
         return end - first
 
     async def _fetch(self, entries: AsyncIterator[bytes], spool: BinaryIO, end: int, place: str) -> None:

@@ -11,17 +11,27 @@ import structlog
 
 from privyseal_ca.clock import Clock
 from privyseal_ca.config import Settings
+from privyseal_ca.errors import LedgerError
 from privyseal_ca.ledger.checkpoints import StoredTiles
 from privyseal_ca.ledger.log import size
 from privyseal_ca.ledger.note import Checkpoint
 from privyseal_ca.ledger.tiles import root_of
 from privyseal_ca.recovery.facts import restored_fact, unsettled
-from privyseal_ca.recovery.outside import Evidence, Found, Seen, behind, forked, log_identity, look_outside
+from privyseal_ca.recovery.outside import (
+    Evidence,
+    Found,
+    Seen,
+    behind,
+    forked,
+    log_identity,
+    look_at_home,
+    look_outside,
+)
 from privyseal_ca.recovery.settling import Settled, Settling
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.statement import Transaction
 
-__all__ = ["Evidence", "Settled", "check_outside", "require_continuation", "settle", "unsettled"]
+__all__ = ["Evidence", "Settled", "behind_home", "check_outside", "require_continuation", "settle", "unsettled"]
 
 _log = structlog.get_logger("recovery")
 
@@ -55,6 +65,19 @@ async def check_outside(store: Store, settings: Settings, *, clock: Clock) -> Ch
         seconds=round(clock.now() - begun, 3),
     )
     return newest.checkpoint
+
+
+async def behind_home(store: Store, settings: Settings) -> LedgerError | None:
+    """That the database is behind the checkpoint that the home keeps; None when it is not. Asks nobody over the network.
+
+    Raises:
+        StoreError: the database failed.
+    """
+    try:
+        await require_continuation(store, await look_at_home(settings, await store.read(log_identity)))
+    except LedgerError as error:
+        return error
+    return None
 
 
 async def require_continuation(store: Store, found: Found) -> None:

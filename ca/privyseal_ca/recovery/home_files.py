@@ -27,6 +27,9 @@ _TOKEN_DIRECTORY: Final = re.compile(r"^\s*directories\.tokendir\s*=\s*(.*?)\s*$
 _DATABASE_URL: Final = re.compile(r"^url\s*=.*$", re.MULTILINE)
 _DATABASE_SECTION: Final = re.compile(r"^\[database\][ \t]*(?:#.*)?\n(.*?)(?=^\[|\Z)", re.MULTILINE | re.DOTALL)
 
+#: What :func:`write_home` makes in a home.
+WRITTEN_LAST: Final = frozenset({ROOTS_FILE, CONF_FILE, TOKENS_DIRECTORY, PROFILES_DIRECTORY})
+
 Files = dict[str, bytes]
 
 

@@ -7,7 +7,6 @@ serial gets an entry of its own, and every CRL goes on with a number that no los
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import ceil
 from typing import Final
 
 import orjson
@@ -22,7 +21,8 @@ from privyseal_ca.ledger.checkpoints import ORIGIN_FACT, VKEY_FACT
 from privyseal_ca.ledger.crl_reader import Listed
 from privyseal_ca.ledger.entries import Kind, encode_entry
 from privyseal_ca.ledger.log import append, lock_head
-from privyseal_ca.recovery.crl_evidence import NONE, Ca, ShownCrl, all_cas, unrevoked
+from privyseal_ca.recovery.crl_evidence import NONE, Ca, ShownCrl, all_cas, highest_number, unrevoked
+from privyseal_ca.recovery.crl_numbers import number_beyond, time_of
 from privyseal_ca.recovery.facts import FORMER_FACT, RESTORE_FACT, former_logs, restored_fact
 from privyseal_ca.revocation.published import FULL, scope_name
 from privyseal_ca.revocation.revoke import KEY_COMPROMISE, block_compromised_key
@@ -36,8 +36,6 @@ from privyseal_ca.store.statement import Transaction
 #: Of the key of the log, which the next start makes anew: :mod:`privyseal_ca.ceremony.ledger_key`.
 _KEY_FACTS: Final = (KEY_FACT, LABEL_FACT, VKEY_FACT)
 _BATCH: Final = 100
-#: Numbers that are left out beyond those that lost CRLs can have had.
-_GAP: Final = 1000
 
 Number = tuple[str, str, int]
 """Issuer, scope, and the number above which its CRLs go on."""
@@ -47,9 +45,19 @@ def require_crls(transaction: Transaction, shown: Sequence[ShownCrl], places: Se
     """Look whether a complete CRL of every issuer was given, or it was said that there are no others.
 
     Raises:
-        BackupError: one is missing.
+        BackupError: one is missing, or is older than the one that the database has itself.
     """
-    given = {crl.issuer.id for crl in shown if crl.scope == FULL}
+    full = [crl for crl in shown if crl.scope == FULL]
+    for crl in full:
+        newest = max(each.number for each in full if each.issuer.id == crl.issuer.id)
+        known = highest_number(transaction, crl)
+        if newest < known:
+            raise BackupError(
+                f"The CRL {crl.place} of {crl.issuer.name} has the number {newest}, which is older than the {known} of the "
+                "database itself: it does not tell what was revoked since.",
+                hint="Give the newest one that anybody has.",
+            )
+    given = {crl.issuer.id for crl in full}
     missing = sorted({ca.name for ca in all_cas(transaction) if ca.own and ca.id not in given})
     if missing and NONE not in places:
         raise BackupError(
@@ -184,6 +192,8 @@ class Importer:
         lock_head(transaction)
         rows = {(row.issuer_id, row.scope): row for row in all_crls(transaction)}
         raised: list[Number] = []
+        fact = restored_fact(transaction) or {}
+        known_at = time_of(transaction, int(fact.get("size", 0)) - 1)
         for issuer in {ca.id for ca in all_cas(transaction) if ca.own}:
             scopes = {scope for of, scope in rows if of == issuer} | {FULL}
             scopes |= {scope_name(shard) for shard in self._pointers(issuer).current if len(scopes) > 1}
@@ -193,9 +203,8 @@ class Importer:
                 known = max(row.number if row else 0, newest_part(transaction, issuer, scope), seen)
                 if not known and scope == FULL and len(scopes) == 1:
                     continue  # a CA that never published one
-                # Each scope gets at most one number in every interval.
-                past = max(0.0, self._clock.now() - row.this_update) if row and row.number else 0.0
-                number = known + _GAP + ceil(past / self._settings.status.interval)
+                interval, now = self._settings.status.interval, self._clock.now()
+                number = number_beyond(known, row, known_at=known_at, now=now, interval=interval)
                 withdraw_crl(transaction, issuer, scope, number)
                 raised.append((issuer, scope, number))
         return raised

@@ -37,7 +37,7 @@ class Evidence:
     #: Where the missing entries are to be had: the URL or the folder of a published ledger, or a file of JSON lines as
     #: ``privyseal ledger export`` writes them. Empty when there is no such place.
     entries: str = ""
-    #: A file with the access token for entries at an URL.
+    #: A file with the access token for entries at a URL.
     token_file: Path | None = None
     #: CRLs that were published, as files or URLs; ``none`` says that the other issuers never published any.
     crls: tuple[str, ...] = ()
@@ -86,7 +86,8 @@ def log_identity(transaction: Transaction, vkey: str | None = None) -> LogIdenti
     own = find_fact(transaction, VKEY_FACT)
     text = vkey or own
     origin = find_fact(transaction, ORIGIN_FACT)
-    former = frozenset(log["origin"] for log in former_logs(transaction))
+    # No log is its own predecessor: whoever writes that into the database must not silence what is kept outside.
+    former = frozenset(log["origin"] for log in former_logs(transaction)) - {origin}
     if text is None:
         return LogIdentity(origin or "", None, former)
     verifier = NoteVerifier.parse(text)
@@ -152,6 +153,22 @@ async def look_outside(
 
         answers, cosigned = await asyncio.gather(asyncio.gather(*map(one, places)), witnesses())
     return _sorted([*answers, *cosigned])
+
+
+async def look_at_home(settings: Settings, identity: LogIdentity) -> Found:
+    """What :func:`look_outside` finds in the home's own file, which takes no network.
+
+    Raises:
+        LedgerError: it is of another log, or a checkpoint that this log's key has not signed.
+    """
+    path = kept_path(settings)
+    if not path.exists():
+        return Found([], [])
+    try:
+        checkpoint = opened(await asyncio.to_thread(_read_note, path), identity, str(path))
+    except StatusUnavailableError as error:
+        return Found([], [Silent(str(path), error.message)])
+    return Found([] if checkpoint is None else [Seen(str(path), checkpoint)], [])
 
 
 def _sorted(answers: Iterable[Seen | Silent | None]) -> Found:
@@ -227,7 +244,7 @@ def checkpoint_url(place: str) -> str:
 
 
 def shown_place(place: str) -> str:
-    """A place as it is told: of an URL without user, password and query, which may be secrets (promise P10)."""
+    """A place as it is told: of a URL without user, password and query, which may be secrets (promise P10)."""
     if not is_url(place):
         return place
     parts = urlsplit(place)
@@ -249,8 +266,9 @@ def behind(seen: Seen, size: int) -> LedgerBehindError:
         f"The database is behind: it has {size} entries, and {seen.place} shows a checkpoint of {seen.checkpoint.size}. "
         f"{missing} {'entry is' if missing == 1 else 'entries are'} missing, from index {size} on: certificates and "
         "revocations may be among them.",
-        hint="Nothing is issued or published until that is settled: privyseal recovery settle --entries URL|FOLDER|FILE "
-        f"--checkpoint {seen.place}. `privyseal recovery status` shows what is known.",
+        hint="Nothing is issued or published until that is settled: privyseal recovery settle --entries URL|FOLDER|FILE. Places "
+        "in the settings are asked for their checkpoints; give others with --checkpoint. `privyseal recovery status` shows "
+        "what is known.",
     )
 
 

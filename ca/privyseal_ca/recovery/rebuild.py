@@ -36,6 +36,7 @@ from privyseal_ca.store.certificates import (
 from privyseal_ca.store.issuers import all_issuers, find_fact, set_fact, set_issuer_state
 from privyseal_ca.store.rebuilding import (
     account_thumbprint,
+    count_eab_use,
     end_account,
     end_authorization,
     fail_order,
@@ -104,6 +105,7 @@ class Rebuilder:
             Kind.ISSUER_ACTIVATED: _issuer_activated,
             Kind.ISSUER_RETIRED: _issuer_retired,
             Kind.ISSUER_REVOKED: _issuer_revoked,
+            Kind.ACCOUNT_CREATED: _account_created,
             Kind.ACCOUNT_DEACTIVATED: _account_deactivated,
             Kind.ACCOUNT_KEY_CHANGED: _account_key_changed,
             Kind.AUTHORIZATION_DEACTIVATED: _authorization_deactivated,
@@ -325,6 +327,13 @@ def _issuer_activated(transaction: Transaction, _: int, members: dict[str, Any])
 
 def _issuer_retired(transaction: Transaction, _: int, members: dict[str, Any]) -> None:
     _set_state(transaction, members["payload"]["id"], "retired", was=("active", "pending"))
+
+
+def _account_created(transaction: Transaction, _: int, members: dict[str, Any]) -> None:
+    # The account is lost, and the right to make another with the same key is used up all the same.
+    kid = members["payload"].get("eab_kid")
+    if kid is not None:
+        count_eab_use(transaction, kid)
 
 
 def _account_deactivated(transaction: Transaction, _: int, members: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from privyseal_ca.ledger.audit import Auditor, AuditReport
 from privyseal_ca.recovery.archive import Identity
 from privyseal_ca.recovery.contents import Head, Manifest
 from privyseal_ca.recovery.facts import RESTORE_FACT
-from privyseal_ca.recovery.home_files import clear_home, with_database, write_home
+from privyseal_ca.recovery.home_files import WRITTEN_LAST, clear_home, with_database, write_home
 from privyseal_ca.recovery.unpacking import Expected, Progress, unpack
 from privyseal_ca.sections import LedgerSettings
 from privyseal_ca.store.backends import backend_for
@@ -43,6 +43,8 @@ from privyseal_ca.store.statement import Row
 
 #: The file that marks a home whose restore is not finished.
 MARK: Final = ".restoring"
+#: What stands in it when files of the home besides the settings are being written.
+_FILES: Final = b"files\n"
 #: The value of the fact ``ceremony`` as long.
 RESTORING: Final = "restoring"
 #: What may be in the home before: PINs that were put back, the newest checkpoint, what file systems put into their root.
@@ -91,6 +93,7 @@ class Restore:
                 self._progress("everything was compared; finishing the database")
                 self._finish(unpacked.manifest, unpacked.manifest_sha256)
             report = asyncio.run(self._audit())
+            write_file(self._home / MARK, _FILES, mode=0o600)
             write_home(self._home, self._files, self._settings)
             self._let_count()
         return Restored(self._settings, unpacked.manifest, unpacked.manifest_sha256, report)
@@ -127,12 +130,21 @@ class Restore:
                 f"The home {self._home} cannot be read: {error.strerror}.", hint="Choose another with --home."
             ) from error
         foreign = sorted(names - _WELCOME)
-        if foreign and MARK not in names:
+        if MARK in names:
+            # Files are written last. Those that are there before were put there by hand, such as tokens with the keys.
+            foreign = [] if self._wrote_files() else sorted(names & WRITTEN_LAST)
+        if foreign:
             raise BackupError(
                 f"{self._home} is not empty: it has {_listed(foreign)}.",
                 hint="Restore into a new folder (--home). What is there may be worth keeping: it is not touched.",
             )
         return MARK in names
+
+    def _wrote_files(self) -> bool:
+        try:
+            return (self._home / MARK).read_bytes() == _FILES
+        except OSError:
+            return False
 
     def _prepare_home(self) -> None:
         try:

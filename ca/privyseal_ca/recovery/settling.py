@@ -24,19 +24,15 @@ from privyseal_ca.issuance.profile import load_profiles
 from privyseal_ca.ledger.checkpoints import ORIGIN_FACT
 from privyseal_ca.ledger.entries import Kind, encode_entry
 from privyseal_ca.ledger.log import append, lock_head, size
-from privyseal_ca.ledger.served import LedgerSource
-from privyseal_ca.ledger.tree import leaf_hash
 from privyseal_ca.outside.source import HttpLedger
 from privyseal_ca.private_file import read_private_line
 from privyseal_ca.recovery.catch_up import (
     CatchUp,
     complete_tiles,
-    entries_of_file,
-    entries_of_ledger,
     first_difference,
-    leaves_of_ledger,
 )
 from privyseal_ca.recovery.crl_evidence import NONE, ShownCrl, read_crls, require_known
+from privyseal_ca.recovery.crl_numbers import reserve_numbers
 from privyseal_ca.recovery.facts import RESTORE_FACT, restored_fact
 from privyseal_ca.recovery.kept_file import give_up_checkpoint, kept_path
 from privyseal_ca.recovery.new_log import Importer, Number, require_crls, switch_log
@@ -53,6 +49,8 @@ from privyseal_ca.recovery.outside import (
     shown_place,
 )
 from privyseal_ca.recovery.rebuild import Pointing, Rebuilder
+from privyseal_ca.recovery.sources import Source
+from privyseal_ca.recovery.sufficiency import require_answers, shown_by, what_is_unknown
 from privyseal_ca.recovery.summary import Summary, summarise
 from privyseal_ca.revocation.bases import take_base
 from privyseal_ca.revocation.folder_ledger import FolderLedger
@@ -91,29 +89,12 @@ class Settled:
     #: Checkpoints that were found outside, by place, and places that did not answer.
     seen: dict[str, int] = field(default_factory=dict)
     silent: dict[str, str] = field(default_factory=dict)
+    #: Entries that the file with the missing ones has beyond the newest checkpoint, and serials that they revoke. They were not
+    #: taken, for nothing proves them.
+    unproved: int = 0
+    unproved_revocations: list[str] = field(default_factory=list)
     #: What people have to know of what was brought back.
     summary: Summary = field(default_factory=Summary)
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where missing entries come from."""
-
-    place: str
-    ledger: LedgerSource | None
-
-    def entries(self, first: int, end: int) -> AsyncIterator[bytes]:
-        if self.ledger is not None:
-            return entries_of_ledger(self.ledger, first, end)
-        return entries_of_file(Path(self.place), first, end)
-
-    async def leaves(self, end: int) -> AsyncIterator[bytes]:
-        if self.ledger is not None:
-            async for leaf in leaves_of_ledger(self.ledger, end):
-                yield leaf
-        else:
-            async for entry in entries_of_file(Path(self.place), 0, end):
-                yield leaf_hash(entry)
 
 
 class Settling:
@@ -137,6 +118,7 @@ class Settling:
         self._correlation = correlation
         self._clock = clock
         self._progress = progress
+        self._unproved: tuple[int, list[str]] = 0, []
 
     async def run(self) -> Settled:
         """Settle. The errors are those of :func:`privyseal_ca.recovery.guard.settle`."""
@@ -154,29 +136,36 @@ class Settling:
             async with self._naming_a_fork(source, found):
                 await catch_up.hash_own()
             target = catch_up.target
-            if target is None and fact is None:
-                await require_known(self._store, crls, {})
+            accepted = self._evidence.accept_loss and source is None
+            newer = await shown_by(self._store, crls)
+            if target is None and newer is not None and not accepted:
+                raise newer
+            if target is None and newer is None and fact is None:
                 return Settled(catch_up.size, catch_up.size, catch_up.root, None, **_places(found))
-            if target is not None and source is None and not self._evidence.accept_loss:
+            if target is not None and source is None and not accepted:
                 raise behind(target, catch_up.size)
-            self._require_evidence(found)
-            if self._evidence.accept_loss and source is None:
+            require_answers(found, self._evidence.checkpoints)
+            unknown = await self._store.read(partial(what_is_unknown, found=found))
+            if unknown is not None and not accepted:
+                raise unknown
+            if accepted and (target is not None or newer is not None or unknown is not None):
                 missing = None if target is None else target.checkpoint.size - catch_up.size
-                if target is not None or not found.seen:
-                    await self._store.read(partial(require_crls, shown=crls, places=self._evidence.crls))
-                    fact = await self._wait_for_the_end(catch_up, fact, missing=missing)
-                    return await self._go_on_anew(crls, fact, missing=missing, found=found)
+                await self._store.read(partial(require_crls, shown=crls, places=self._evidence.crls))
+                fact = await self._wait_for_the_end(catch_up, fact, missing=missing)
+                return await self._go_on_anew(crls, fact, missing=missing, found=found)
             fact = await self._wait_for_the_end(catch_up, fact, identity=identity)
             if target is not None and source is not None:
                 entries = source.entries(catch_up.size, target.checkpoint.size)
                 async with self._naming_a_fork(source, found):
                     await catch_up.catch_up(entries, Rebuilder(await self._pointing()), source.place)
                 await complete_tiles(self._store)
+            if source is not None:
+                self._unproved = await source.unproved(catch_up.size)
         await require_known(self._store, crls, {})
         return await self._end(catch_up, fact, found)
 
     @asynccontextmanager
-    async def _naming_a_fork(self, source: _Source | None, found: Found) -> AsyncIterator[None]:
+    async def _naming_a_fork(self, source: Source | None, found: Found) -> AsyncIterator[None]:
         """Say of a ledger that is another than what is kept outside where the two part, when that can be seen."""
         try:
             yield
@@ -195,7 +184,7 @@ class Settling:
             ) from error
 
     @asynccontextmanager
-    async def _source(self) -> AsyncIterator[_Source | None]:
+    async def _source(self) -> AsyncIterator[Source | None]:
         """Where missing entries come from; None without such a place."""
         place = self._evidence.entries
         if not place:
@@ -206,13 +195,13 @@ class Settling:
             if file is not None:
                 token = read_private_line(file, what="the access token for entries", shortest=_SHORTEST_TOKEN)
             async with new_session() as session:
-                yield _Source(shown_place(place), HttpLedger(place, session, token=token))
+                yield Source(shown_place(place), HttpLedger(place, session, token=token))
         elif await asyncio.to_thread(Path(place).is_dir):
-            yield _Source(place, FolderLedger(Path(place)))
+            yield Source(place, FolderLedger(Path(place)))
         else:
-            yield _Source(place, None)
+            yield Source(place, None)
 
-    async def _look(self, identity: LogIdentity, source: _Source | None) -> Found:
+    async def _look(self, identity: LogIdentity, source: Source | None) -> Found:
         found = await look_outside(self._settings, identity, more=self._evidence.checkpoints)
         given = {shown_place(place) for place in self._evidence.checkpoints}
         for place, reason in found.silent:
@@ -235,14 +224,6 @@ class Settling:
                 hint="Give the key that was kept with it: --vkey VKEY|@FILE, as `privyseal ledger vkey` printed it.",
             )
         return found
-
-    def _require_evidence(self, found: Found) -> None:
-        if not found.seen and not self._evidence.accept_loss:
-            raise LedgerBehindError(
-                "Nothing shows what the database was before: no checkpoint was given, and no place keeps one.",
-                hint="Give the newest that anybody has with --checkpoint FILE|URL: of a mirror, a witness, an auditor, or a "
-                "receipt's. Without any: --accept-loss, with the newest CRL of every issuer (--crl).",
-            )
 
     async def _wait_for_the_end(
         self,
@@ -341,6 +322,9 @@ class Settling:
                     "Somebody else appended to the ledger while it was settled.",
                     hint="Look who uses it, and settle again.",
                 )
+            if not accepted:
+                interval = self._settings.status.interval
+                reserve_numbers(transaction, end=end, now=self._clock.now(), interval=interval)
             lost = count_lost(transaction)
             payload = {
                 "accepted_loss": accepted,
@@ -379,6 +363,8 @@ class Settling:
             new_origin=new_origin,
             crls=numbers,
             summary=summary,
+            unproved=self._unproved[0],
+            unproved_revocations=self._unproved[1],
             **_places(found),
         )
 

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
 from privyseal_ca.ledger.entries import Kind, decode_entry
 from privyseal_ca.ledger.log import StoredEntry, entries
 from privyseal_ca.store.engine import Store
-from privyseal_ca.store.issuers import all_issuers
+from privyseal_ca.store.issuers import chains
 from privyseal_ca.store.rebuilding import account_thumbprint
 from privyseal_ca.store.statement import Transaction
 
@@ -80,7 +83,7 @@ def _add(summary: Summary, kind: Kind, members: dict[str, Any], transaction: Tra
             _name(summary.accounts_ended, members["actor"])
         case Kind.EAB_CREATED:
             _name(summary.eab_lost, f"{payload['kid']} {payload['label']}".strip())
-        case Kind.ISSUER_CERTIFIED if payload["id"] not in {row.id for row in all_issuers(transaction)}:
+        case Kind.ISSUER_CERTIFIED if not _has_certificate(transaction, payload):
             _name(summary.issuers_lost, f"{payload['id']} {payload['subject']}")
         case Kind.SETTINGS_CHANGED:
             for name in payload["changed"]:
@@ -93,6 +96,15 @@ def _add(summary: Summary, kind: Kind, members: dict[str, Any], transaction: Tra
             summary.crls[payload["issuer"], payload["scope"]] = payload["number"]
         case _:
             pass
+
+
+def _has_certificate(transaction: Transaction, payload: dict[str, Any]) -> bool:
+    """Whether the CA certificate that an entry is about is here. A CA that waited for it then is here without."""
+    return any(
+        x509.load_pem_x509_certificates(pem.encode())[0].fingerprint(hashes.SHA256()).hex()
+        == payload["certificate_sha256"]
+        for pem in chains(transaction, payload["id"])
+    )
 
 
 def _name(names: list[str], name: str) -> None:

@@ -11,13 +11,17 @@ from privyseal_ca.errors import BackupError, LedgerError
 from privyseal_ca.ledger.checkpoints import ORIGIN_FACT, VKEY_FACT
 from privyseal_ca.ledger.note import Checkpoint, NoteVerifier, open_note
 from privyseal_ca.ledger.tree import TreeHasher, leaf_hash
-from privyseal_ca.recovery.archive import MAX_MEMBER, Member
+from privyseal_ca.recovery.archive import Member
 from privyseal_ca.recovery.contents import Head, TablePart, table_member
 from privyseal_ca.store.dumping import Column, Table
 from privyseal_ca.store.statement import Row
 
 #: A member with rows is closed when it has so many bytes.
 _PART: Final = 512 << 10
+#: What the line with the columns may have, in bytes.
+_MOST_COLUMNS: Final = 64 << 10
+#: What a row may have, in bytes. The longest are pieces of CRLs. What JSON is made of takes many times its length in memory.
+_MOST_ROW: Final = 4 << 20
 _DAMAGED: Final = "Find out with `privyseal ledger verify` what is wrong with the database, and copy its files by hand."
 _WRONG: Final = "The backup is damaged, or was not made by this program. Nothing was restored from it."
 _TYPES: Final[dict[str, type]] = {"text": str, "integer": int, "bytes": bytes}
@@ -58,6 +62,8 @@ def read_columns(schema: Table, content: bytes) -> tuple[Table, bytes]:
     """
     line, _, rest = content.partition(b"\n")
     try:
+        if len(line) > _MOST_COLUMNS:
+            raise ValueError("too long")
         table = Table(schema.name, tuple(Column(*column) for column in orjson.loads(line)["columns"]))
         same = sorted(table.columns) == sorted(schema.columns) and columns_line(table) == line + b"\n"
     except (ValueError, TypeError, KeyError):
@@ -73,6 +79,8 @@ def decode_rows(table: Table, content: bytes) -> list[Row]:
     Raises:
         BackupError: they are none of that table.
     """
+    if len(content) > _PART + _MOST_ROW or content.rfind(b"\n", 0, -1) >= _PART:
+        raise BackupError(f"The backup's table {table.name} has more rows in one piece than a backup has.", hint=_WRONG)
     lines = content.split(b"\n")
     if lines.pop() != b"":
         raise BackupError(f"The backup's table {table.name} ends within a row.", hint=_WRONG)
@@ -125,7 +133,7 @@ class TableWriter:
             yield self._member(bytes(pending))
 
     def _member(self, content: bytes) -> Member:
-        if len(content) > MAX_MEMBER:
+        if len(content) > _PART + _MOST_ROW:
             raise BackupError(f"The table {self._table.name} has a row that is too long for a backup.", hint=_DAMAGED)
         self._hash.update(content)
         self._parts += 1

@@ -16,7 +16,7 @@ from privyseal_ca.store.statement import Transaction
 _FACT: Final = "crl-bases"
 
 Base = tuple[int, str]
-"""The first part that an URL names, and the URL without a slash at the end."""
+"""The first part that a URL names, and the URL without a slash at the end."""
 
 
 def take_base(transaction: Transaction, url: str) -> tuple[Base, ...]:

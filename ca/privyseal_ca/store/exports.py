@@ -16,6 +16,8 @@ _INSERT = Statement(insert(_export))
 _COUNT = Statement(select(func.count()).select_from(_export))
 _ALL = Statement(select(_export).order_by(_export.c.name).limit(MAX_EXPORTS))
 _FIND = Statement(select(_export).where(_NAMED))
+#: Changes nothing, but shows whether something could be.
+_KEEP = Statement(update(_export).values(next=_export.c.next).where(_NAMED))
 _SET = Statement(update(_export).values(next=bindparam("to"), updated_at=bindparam("at"), problem=None).where(_NAMED))
 _MOVE = Statement(
     update(_export)
@@ -53,6 +55,11 @@ def add_export(transaction: Transaction, row: ExportRow) -> bool:
         return False
     transaction.execute(_INSERT, **row._asdict())
     return True
+
+
+def keep_export(transaction: Transaction, name: str) -> None:
+    """Write the export's row as it is: what cannot be written now could not be later."""
+    transaction.execute(_KEEP, wanted=name)
 
 
 def set_export(transaction: Transaction, name: str, to: int, at: int) -> None:

@@ -21,7 +21,7 @@ _revocation = Revocation.__table__  # type: ignore[attr-defined]
 _account = table("acme_account", column("id"), column("status"), column("thumbprint"))
 _order = table("acme_order", column("id"), column("account_id"), column("state"), column("error"))
 _authorization = table("acme_authorization", column("id"), column("account_id"), column("state"))
-_eab = table("eab_key", column("kid"), column("revoked"))
+_eab = table("eab_key", column("kid"), column("revoked"), column("uses"))
 
 _NO_DER: Final = b""
 
@@ -56,6 +56,7 @@ _END_AUTHORIZATION = Statement(
 _REVOKE_EAB = Statement(
     update(_eab).values(revoked=bindparam("moment")).where(_eab.c.kid == bindparam("wanted"), _eab.c.revoked.is_(None))
 )
+_USE_EAB = Statement(update(_eab).values(uses=_eab.c.uses + 1).where(_eab.c.kid == bindparam("wanted")))
 
 _OF_SCOPE = (_crl.c.issuer_id == bindparam("issuer_id"), _crl.c.scope == bindparam("scope"))
 _FORGET_CRL = Statement(delete(_crl).where(*_OF_SCOPE))
@@ -106,6 +107,11 @@ def end_authorization(transaction: Transaction, authorization_id: str) -> bool:
 def revoke_eab_key(transaction: Transaction, kid: str, now: int) -> bool:
     """Revoke a key for external account binding; False when there was none to revoke."""
     return transaction.execute(_REVOKE_EAB, wanted=kid, moment=now) == 1
+
+
+def count_eab_use(transaction: Transaction, kid: str) -> bool:
+    """Count that a key for external account binding has bound an account; False when there is no such key."""
+    return transaction.execute(_USE_EAB, wanted=kid) == 1
 
 
 def withdraw_crl(transaction: Transaction, issuer_id: str, scope: str, number: int) -> None:

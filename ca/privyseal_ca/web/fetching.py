@@ -10,6 +10,7 @@ from typing import Final
 from aiohttp import (
     ClientConnectionError,
     ClientError,
+    ClientPayloadError,
     ClientResponse,
     ClientSession,
     DummyCookieJar,
@@ -117,7 +118,9 @@ async def fetch(
                 )
             return await _read(response, bounds)
     except (TimeoutError, ClientError, ValueError) as error:
-        return Fetched(_failure(error, bounds), passing=isinstance(error, TimeoutError | ClientConnectionError))
+        # An answer that broke off may come whole the next time.
+        passing = isinstance(error, TimeoutError | ClientConnectionError | ClientPayloadError)
+        return Fetched(_failure(error, bounds), passing=passing)
 
 
 def _failure(error: Exception, bounds: Bounds) -> str:
