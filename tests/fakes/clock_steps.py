@@ -8,31 +8,14 @@
 """
 
 import mmap
-import os
 import struct
-import subprocess
 from collections.abc import Sequence
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
-from tempfile import gettempdir
 
-_SOURCE = Path(__file__).parents[1] / "native" / "clock_steps.c"
+from fakes.native import preloaded
+
+_LIBRARY = "clock_steps"
 _AHEAD = struct.Struct("=q")
-
-
-@cache
-def library() -> Path:
-    """The library, built when there is none of this source yet; any number of processes may ask at the same time."""
-    digest = sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-    built = Path(gettempdir()) / f"privyseal-clock-steps-{os.getuid()}-{digest}.so"
-    if not built.exists():
-        mine = built.with_suffix(f".{os.getpid()}")
-        subprocess.run(
-            ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", mine, _SOURCE, "-ldl"], check=True
-        )
-        mine.replace(built)
-    return built
 
 
 class SteppingClock:
@@ -47,11 +30,11 @@ class SteppingClock:
     @property
     def environment(self) -> dict[str, str]:
         """What puts a program on this clock."""
-        return {"LD_PRELOAD": str(library()), "CLOCK_STEPS": str(self._file)}
+        return {"LD_PRELOAD": str(preloaded(_LIBRARY)), "CLOCK_STEPS": str(self._file)}
 
     def command(self, *command: str | Path) -> Sequence[str | Path]:
         """``command`` on this clock, beside what is preloaded already."""
-        preload = f"LD_PRELOAD={library()}${{LD_PRELOAD:+:$LD_PRELOAD}}"
+        preload = f"LD_PRELOAD={preloaded(_LIBRARY)}${{LD_PRELOAD:+:$LD_PRELOAD}}"
         script = f'export CLOCK_STEPS="$1" {preload}; shift; exec "$@"'
         return ["/bin/sh", "-c", script, "sh", self._file, *command]
 

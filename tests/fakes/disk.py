@@ -10,17 +10,14 @@
 
 import contextlib
 import mmap
-import os
 import struct
-import subprocess
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
-from tempfile import gettempdir
 
-_SOURCE = Path(__file__).parents[1] / "native" / "disk_faults.c"
+from fakes.native import preloaded
+
+_LIBRARY = "disk_faults"
 _CONTROL = struct.Struct("=iii")
 
 
@@ -34,20 +31,6 @@ class Mode(IntEnum):
     SYNC_LOST = 4
     SYNC_UNCERTAIN = 5
     CANNOT_GROW = 6
-
-
-@cache
-def library() -> Path:
-    """The library, built when there is none of this source yet; any number of processes may ask at the same time."""
-    digest = sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-    built = Path(gettempdir()) / f"privyseal-disk-faults-{os.getuid()}-{digest}.so"
-    if not built.exists():
-        mine = built.with_suffix(f".{os.getpid()}")
-        subprocess.run(
-            ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", mine, _SOURCE, "-ldl"], check=True
-        )
-        mine.replace(built)
-    return built
 
 
 class FaultyDisk:
@@ -65,7 +48,7 @@ class FaultyDisk:
     def environment(self) -> dict[str, str]:
         """What puts a program on this disk."""
         return {
-            "LD_PRELOAD": str(library()),
+            "LD_PRELOAD": str(preloaded(_LIBRARY)),
             "DISK_FAULTS": str(self._file),
             "DISK_FAULTS_PATH": self._concerned,
         }

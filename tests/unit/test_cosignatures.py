@@ -192,6 +192,7 @@ def test_answers_that_are_none(answer: bytes) -> None:
         "w 1+00000000+" + ONE.vkey().split("+", 2)[2],
         "w" * 2000,
     ],
+    ids=range(11),  # the key is another in each process
 )
 def test_keys_that_are_none(vkey: str) -> None:
     with pytest.raises(LedgerError):

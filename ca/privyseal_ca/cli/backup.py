@@ -13,7 +13,7 @@ import click
 from privyseal_ca.cli.frame import Command, Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
 from privyseal_ca.cli.ledger_proofs import key_text
-from privyseal_ca.cli.recovery import document_of, evidence_of, evidence_options, lines_of
+from privyseal_ca.cli.recovery import document_of, evidence_of, evidence_options, lines_of, settled_with
 from privyseal_ca.cli.version import program_version
 from privyseal_ca.clock import SystemClock
 from privyseal_ca.config import home_directory
@@ -21,7 +21,6 @@ from privyseal_ca.errors import BackupError, LedgerError, PrivySealError, StoreE
 from privyseal_ca.recovery.age_keys import new_identity, read_identities, read_recipients
 from privyseal_ca.recovery.backup import Made, Plan, make_backup, new_file, record_backup
 from privyseal_ca.recovery.contents import Manifest
-from privyseal_ca.recovery.guard import settle
 from privyseal_ca.recovery.restore import Restore, Restored
 from privyseal_ca.recovery.unpacking import Expected, Looking, unpack
 
@@ -229,20 +228,8 @@ def restore(
     for line in lines:
         invocation.progress(line)
 
-    async def work() -> Any:
-        async with opened_store(settings, settling=True) as store:
-            return await settle(
-                store,
-                evidence,
-                settings,
-                actor=surroundings.actor,
-                correlation=surroundings.correlation,
-                clock=surroundings.clock,
-                progress=invocation.progress,
-            )
-
     try:
-        settled = run(work())
+        settled = settled_with(invocation, settings, evidence)
     except PrivySealError:
         invocation.progress("It is restored, and not settled; go on with `privyseal recovery settle`.")
         raise

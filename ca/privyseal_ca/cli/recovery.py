@@ -9,6 +9,7 @@ import click
 from privyseal_ca.cli.frame import FAILURE, Command, Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
 from privyseal_ca.cli.ledger_proofs import key_text
+from privyseal_ca.config import Settings
 from privyseal_ca.errors import LedgerError
 from privyseal_ca.ledger.log import size
 from privyseal_ca.recovery.facts import restored_fact
@@ -146,7 +147,12 @@ def settle_command(invocation: Invocation, *, yes: bool, **options: Any) -> None
         raise click.UsageError("--token-file is for entries at a URL: give --entries too.")
     if evidence.accept_loss and not evidence.entries:
         invocation.confirm("Give up what happened since the backup, and begin another log?", yes=yes)
-    settings, surroundings = settings_of(invocation), surroundings_of(invocation)
+    show_settled(invocation, settled_with(invocation, settings_of(invocation), evidence))
+
+
+def settled_with(invocation: Invocation, settings: Settings, evidence: Evidence) -> Settled:
+    """Settle the database of ``settings`` with ``evidence``. Raises as :func:`privyseal_ca.recovery.guard.settle`."""
+    surroundings = surroundings_of(invocation)
 
     async def work() -> Settled:
         async with opened_store(settings, settling=True) as store:
@@ -160,7 +166,7 @@ def settle_command(invocation: Invocation, *, yes: bool, **options: Any) -> None
                 progress=invocation.progress,
             )
 
-    show_settled(invocation, run(work()))
+    return run(work())
 
 
 def show_settled(invocation: Invocation, settled: Settled) -> None:
