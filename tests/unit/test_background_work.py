@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from privyseal_acme import service
 from privyseal_acme.background import repeat
 from privyseal_acme.service import _keep
-from privyseal_ca.errors import ServiceLockLostError, SignerUnavailableError, StoreUnavailableError
+from privyseal_ca.errors import LedgerBehindError, ServiceLockLostError, SignerUnavailableError, StoreUnavailableError
 
 
 @pytest.mark.parametrize("failure", [SignerUnavailableError("The token is away."), RuntimeError("a defect")])
@@ -80,10 +80,31 @@ class Claim:
         pass
 
 
+class Keeper:
+    """Looks whether the database is what it was, as it is told."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        self.answers = iter(answers)
+
+    async def watch(self) -> None:
+        answer = next(self.answers)
+        if answer is not None:
+            raise answer
+
+
 async def test_a_service_that_lost_its_database_is_told_once_it_is_certain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_LOCK_SECONDS", 0)
     claim = Claim(None, StoreUnavailableError("away"), None, ServiceLockLostError("taken"))
     lost = asyncio.Event()
-    await asyncio.wait_for(_keep(claim, lost), 10)
+    await asyncio.wait_for(_keep(claim, Keeper(None, None), lost), 10)  # type: ignore[arg-type]
     assert lost.is_set()
     assert next(claim.answers, "none left") == "none left"
+
+
+async def test_so_is_one_whose_database_was_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_LOCK_SECONDS", 0)
+    keeper = Keeper(None, StoreUnavailableError("away"), LedgerBehindError("put back"))
+    lost = asyncio.Event()
+    await asyncio.wait_for(_keep(Claim(None, None, None), keeper, lost), 10)  # type: ignore[arg-type]
+    assert lost.is_set()
+    assert next(keeper.answers, "none left") == "none left"

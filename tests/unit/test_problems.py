@@ -29,11 +29,18 @@ def test_every_error_has_a_problem(kind: type[PrivySealError]) -> None:
     assert document["status"] == problem.status
     assert problem.type in STATUS
     # What the requester did wrong is told; what went wrong in here is not.
-    assert (_SECRET in document["detail"]) == issubclass(kind, errors.PolicyError) or kind is errors.PolicyError
+    told = (errors.PolicyError, errors.IssuerNotValidError)
+    assert (_SECRET in document["detail"]) == issubclass(kind, told) or kind is errors.PolicyError
 
 
 @pytest.mark.parametrize(
-    "kind", [errors.StoreUnavailableError, errors.SignerUnavailableError, errors.SignatureUncertainError]
+    "kind",
+    [
+        errors.StoreUnavailableError,
+        errors.SignerUnavailableError,
+        errors.SignatureUncertainError,
+        errors.IssuerNotValidError,
+    ],
 )
 def test_what_is_away_comes_back(kind: type[PrivySealError]) -> None:
     problem = problem_for(kind("away"))
