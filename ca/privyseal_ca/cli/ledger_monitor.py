@@ -144,5 +144,6 @@ def _tell(invocation: Invocation, done: Round) -> None:
         # One line for each round, for programs that read along.
         click.echo(json.dumps(done.document()))
     elif done.size is not None:
-        contents = "" if done.entries else " (hashes only: entries are not given)"
+        # A round that found something has ended before it came to the entries.
+        contents = "" if done.entries or done.findings else " (hashes only: entries are not given)"
         click.echo(f"{done.size} entries, {done.read} new{contents}: {len(done.findings)} found")

@@ -126,7 +126,8 @@ class MonitorState:
         }
         try:
             if added:
-                with (self._folder / _JOURNAL).open("r+b" if self._bytes else "wb") as file:
+                how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if self._bytes else os.O_TRUNC)
+                with os.fdopen(os.open(self._folder / _JOURNAL, how, 0o600), "r+b") as file:
                     _add(file, self._bytes, added)
             _write(self._folder / _STATE, orjson.dumps(document))
             if note is not None:
