@@ -30,8 +30,14 @@ class ShimServer(ServerProcess):
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder / "home", {"HSM__RETRY_AFTER": "0.02", **(settings or {})})
-        self.shim = Shim(folder / "shim", softhsm_conf=softhsm.embed(folder / "softhsm"))
+        self._conf = softhsm.embed(folder / "softhsm")
+        self.shim = Shim(folder / "shim", softhsm_conf=self._conf)
         self._pin_file = folder / "pin"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """As for an embedded token, whose files the product guards against processes that are killed while SoftHSM writes."""
+        return {**super().environment, softhsm.CONF_VARIABLE: str(self._conf)}
 
     def init(self, *arguments: str) -> None:
         """Make tokens and home."""

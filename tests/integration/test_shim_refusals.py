@@ -99,6 +99,18 @@ def test_a_refused_pin_is_tried_once_in_the_life_of_the_process(
     restarted(server, orders)
 
 
+def _serves_crls(server: ShimServer) -> bool:
+    with suppress(OSError):
+        return bool(urlopen(f"{server.http_url}/crls.pem", timeout=10).status == 200)  # noqa: S310 (plain, loopback)
+    return False
+
+
+def _reason(server: ShimServer) -> str:
+    with suppress(OSError):
+        return server.parts()["token"]
+    return ""
+
+
 def _answers(server: ShimServer) -> bool:
     with suppress(OSError):
         return bool(server.parts())
@@ -114,10 +126,11 @@ def test_a_pin_that_is_wrong_when_the_service_starts(server: ShimServer, shim: S
     def waits(why: str) -> None:
         server.start(wait=False)
         wait_until("status is served", lambda: _answers(server))
-        assert why in server.parts()["token"]
+        wait_until("it says why", lambda: _answers(server) and why in _reason(server))
         tries = server.log.count("the service waits to start")
         wait_until("it has tried to start again", lambda: server.log.count("the service waits to start") > tries + 1)
-        assert urlopen(f"{server.http_url}/crls.pem", timeout=10).status == 200  # noqa: S310 (plain, loopback)
+        # For a moment of each attempt nobody listens.
+        wait_until("CRLs are served", lambda: _serves_crls(server))
         assert server.stop() == 0
 
     waits("refused the PIN")

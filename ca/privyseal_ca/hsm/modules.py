@@ -13,6 +13,7 @@ from pathlib import Path
 
 from privyseal_ca.errors import SignerMisconfiguredError, SignerUnavailableError
 from privyseal_ca.hsm import cryptoki
+from privyseal_ca.hsm.softhsm_guard import guard_tokens
 from privyseal_ca.hsm.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Module:
         self.generation += 1
         self._distrusted = True
         if self._library is not None:
+            guard_tokens(os.environ)
             self._library.reinitialize()
         self._distrusted = False
 
@@ -76,6 +78,7 @@ class Module:
             _log.warning("%s did not end in order: %s", self.path, type(error).__name__)
 
     def _loaded(self) -> cryptoki.Library:
+        guard_tokens(os.environ)
         try:
             return self._load(self.path)
         except cryptoki.CryptokiError as error:

@@ -53,7 +53,8 @@ def embed(home: Path) -> Path:
         tokens.mkdir(mode=0o700, parents=True, exist_ok=True)
         tokens.chmod(0o700)
         if not conf.exists():
-            _create(conf, f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n")
+            text = f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n"
+            create_file(conf, text.encode())
     except OSError as error:
         raise ConfigurationError(
             f"The token's place {tokens} cannot be made: {error.strerror}.",
@@ -74,13 +75,17 @@ def use_embedded(home: Path, environ: MutableMapping[str, str]) -> bool:
     return environ.get(CONF_VARIABLE) == str(conf)
 
 
-def _create(path: Path, text: str) -> None:
-    """Write a new file whole or not at all. Processes that meet here write the same."""
+def create_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, for its owner only. Processes that meet here write the same.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         draft.rename(path)
