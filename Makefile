@@ -44,10 +44,11 @@ format: setup-test ## write the code in its one form
 test: setup-test ## every test, real clients and servers included
 	$(BIN)/pytest -n 2 --dist loadfile
 
-bench: setup-test ## what a certificate, an OCSP answer and a CRL cost, and how soon a revocation is seen
+bench: setup-test ## what a certificate, an OCSP answer and a CRL cost, how soon a revocation is seen, how even renewals are
 	$(BIN)/python tests/bench/orders.py
 	$(BIN)/python tests/bench/status.py
 	$(BIN)/python tests/bench/crls.py
+	$(BIN)/python tests/bench/renewals.py
 
 chaos: setup-test ## kill and break a real service under load, hundreds of times, and count the cost (ROUNDS, SEED)
 	PYTHONPATH=tests $(BIN)/python -m chaos --rounds "$(ROUNDS)" --seed "$(SEED)"

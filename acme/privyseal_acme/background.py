@@ -12,28 +12,42 @@ from privyseal_ca.errors import PrivySealError
 _log = structlog.get_logger("service")
 
 
-async def repeat(seconds: float, what: str, work: Callable[[], Awaitable[object]]) -> None:
-    """Do ``work`` every ``seconds``, for ever; the next turn tries again what failed.
+class Attempt:
+    """Work that may fail now and succeed later.
 
-    A failure is logged when it is another than that of the turn before, and its end is.
+    A failure is logged when it is another than that of the time before, and its end is.
     """
-    before = ""
-    while True:
-        await asyncio.sleep(seconds)
+
+    def __init__(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
+        self._what = what
+        self._work = work
+        self._before = ""
+
+    async def __call__(self) -> str:
+        """Do it; why it failed, or an empty text."""
         failure = ""
         try:
-            await work()
+            await self._work()
         except PrivySealError as error:
             failure = str(error)
-            if failure != before:
-                _log.warning("background work failed", work=what, error=failure)
+            if failure != self._before:
+                _log.warning("background work failed", work=self._what, error=failure)
         except Exception as error:  # noqa: BLE001 (nobody waits for this task: what is to happen again must not end unnoticed)
             failure = type(error).__name__
-            if failure != before:
-                _log.exception("background work failed", work=what)
-        if before and not failure:
-            _log.info("background work succeeds again", work=what)
-        before = failure
+            if failure != self._before:
+                _log.exception("background work failed", work=self._what)
+        if self._before and not failure:
+            _log.info("background work succeeds again", work=self._what)
+        self._before = failure
+        return failure
+
+
+async def repeat(seconds: float, what: str, work: Callable[[], Awaitable[object]]) -> None:
+    """Do ``work`` every ``seconds``, for ever; the next turn tries again what failed."""
+    attempt = Attempt(what, work)
+    while True:
+        await asyncio.sleep(seconds)
+        await attempt()
 
 
 async def begin(what: str, work: Callable[[], Awaitable[object]]) -> None:

@@ -1,19 +1,19 @@
 """What the service publishes about revocation, and the work behind it: responders, CRLs, OCSP, canaries, the watcher."""
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import structlog
 from cryptography import x509
 
-from privyseal_acme.background import begin, repeat
+from privyseal_acme.background import begin
 from privyseal_acme.flow.blocked import BlockedAccounts
 from privyseal_acme.flow.context import Context
 from privyseal_acme.protocol.urls import new_id
 from privyseal_acme.readiness import status_reason
+from privyseal_acme.scheduler import PROCESS, Job
 from privyseal_ca.ceremony.responders import responder_keys
 from privyseal_ca.errors import SignerMisconfiguredError
 from privyseal_ca.hsm.pkcs11 import Hsm
@@ -97,19 +97,20 @@ class Publication:
         ended = ended_issuers(self.anchors.issuers, self.context.clock.now())
         return status_reason(self.crls, self.context.clock, self.watcher, issuers=issuers, ended=ended)
 
-    def background(self) -> list[Coroutine[Any, Any, None]]:
-        """What goes on for as long as the service runs."""
+    def jobs(self) -> list[Job]:
+        """What goes on for as long as the service runs, beside the watcher."""
         return [
             # What was revoked is told at once, however long a token takes over the responses.
-            repeat(self.interval, "revocations", self.ocsp.follow),
-            repeat(self.interval, "OCSP", self.prepare),
+            Job("revocations", self.interval, self.ocsp.follow, PROCESS),
+            # Another process may have published: each serves what it has seen.
+            Job("crl-refresh", self.interval, self.crls.refresh, PROCESS),
+            Job("ocsp-responses", self.interval, self.prepare),
             # A full CRL may be long: the parts do not wait for it.
-            repeat(self.interval, "parts of CRLs", partial(self.publish, full=False)),
-            repeat(self.interval, "full CRLs", partial(self.publish, full=True)),
-            repeat(_RENEWAL_SECONDS, "responders and canaries", self.renew),
-            repeat(_RENEWAL_SECONDS, "compromised keys", self.compromised_keys.sweep),
-            repeat(_BLOCKED_SECONDS, "accounts of compromised keys", self.blocked_accounts.sweep),
-            self.watcher.run(),
+            Job("crl-parts", self.interval, partial(self.publish, full=False)),
+            Job("crl-full", self.interval, partial(self.publish, full=True)),
+            Job("responders", _RENEWAL_SECONDS, self.renew),
+            Job("compromised-keys", _RENEWAL_SECONDS, self.compromised_keys.sweep),
+            Job("blocked-accounts", _BLOCKED_SECONDS, self.blocked_accounts.sweep),
         ]
 
 

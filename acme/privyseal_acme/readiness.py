@@ -48,13 +48,15 @@ def readiness_check(
             key = f"the token with the key of {' and '.join(away)} is away{': ' if why else ''}{why}"
         else:
             try:
-                await hsm.probe()
+                with context.metrics.probe_seconds.labels("token").time():
+                    await hsm.probe()
             except PrivySealError as error:
                 key = error.message
         try:
             # What every issuance has to do first; a disk that is full or read-only shows here.
-            async with asyncio.timeout(_READY_SECONDS):
-                ledger = refused() if await store.write(lock_head) else "the ledger is empty"
+            with context.metrics.probe_seconds.labels("database").time():
+                async with asyncio.timeout(_READY_SECONDS):
+                    ledger = refused() if await store.write(lock_head) else "the ledger is empty"
         except PrivySealError as error:
             database, ledger = error.message, "not reachable"
         except TimeoutError:

@@ -10,7 +10,7 @@ from functools import partial
 
 import structlog
 
-from privyseal_acme.background import begin, in_background, repeat
+from privyseal_acme.background import begin, in_background
 from privyseal_acme.checkpointing import CheckpointKeeper, open_checkpointer
 from privyseal_acme.decisions import record_decisions
 from privyseal_acme.flow.accounts import AccountFlow
@@ -19,7 +19,9 @@ from privyseal_acme.flow.certificates import CertificateFlow
 from privyseal_acme.flow.context import Context
 from privyseal_acme.flow.finalize import IssuanceDesk
 from privyseal_acme.flow.orders import OrderFlow
+from privyseal_acme.flow.retention import Retention
 from privyseal_acme.flow.validation import ValidationQueue
+from privyseal_acme.leases import Leadership
 from privyseal_acme.listener import Listener
 from privyseal_acme.opening import (
     load_anchors,
@@ -34,6 +36,7 @@ from privyseal_acme.opening import (
 from privyseal_acme.protocol.urls import Urls, new_id
 from privyseal_acme.publication import Publication, open_publication
 from privyseal_acme.readiness import readiness_check
+from privyseal_acme.scheduler import PROCESS, Job, Scheduler
 from privyseal_acme.server_tls import ServerTls
 from privyseal_acme.store.nonces import Nonces, swept_until
 from privyseal_acme.validation.validator import Validator
@@ -67,7 +70,9 @@ from privyseal_ca.store.backends import ServiceLock
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import find_fact
 from privyseal_ca.store.migrate import migrate
+from privyseal_ca.telemetry.figures import count_expiring, observe
 from privyseal_ca.telemetry.metrics import Metrics
+from privyseal_ca.telemetry.tracing import open_tracing
 from privyseal_ca.web.status import status_app
 
 _log = structlog.get_logger("service")
@@ -84,6 +89,7 @@ _LOCK_SECONDS = 2.0
 _CHECKPOINT_SECONDS = 0.5
 _KEPT_SECONDS = 5.0
 _EXPORT_SECONDS = 15.0
+_RETENTION_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -170,13 +176,22 @@ async def _open_foundation(settings: Settings, parts: Parts, stack: AsyncExitSta
     wrapping_key = await hsm.open_wrapping_key(wrapping_uri)
 
     metrics = Metrics()
+    tracing = open_tracing(settings.telemetry, metrics)
+    stack.push_async_callback(tracing.close)
+    observe(store, hsm, metrics, tracing)
     linter = Linter()
     linter.prepare()
     context = Context(
         settings=settings,
         store=store,
         authority=Authority(
-            store=store, issuers=issuers, linter=linter, clock=clock, random_bytes=random_bytes, metrics=metrics
+            store=store,
+            issuers=issuers,
+            linter=linter,
+            clock=clock,
+            random_bytes=random_bytes,
+            metrics=metrics,
+            tracing=tracing,
         ),
         wrapping_key=wrapping_key,
         profiles=load_profiles(settings),
@@ -187,6 +202,7 @@ async def _open_foundation(settings: Settings, parts: Parts, stack: AsyncExitSta
         clock=clock,
         random_bytes=random_bytes,
         metrics=metrics,
+        tracing=tracing,
     )
     nonce_store = await open_nonce_store(settings, store, stack)
     nonces = Nonces(
@@ -251,6 +267,8 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
 
         await publication.begin()
         await begin("checkpoints", checkpointer.sign_due)
+        expiring = partial(count_expiring, context.store, context.metrics, context.clock)
+        await begin("certificates that end", expiring)
         readiness = readiness_check(
             context, foundation.hsm, publication.reason, lambda: checkpointer.refused, lambda: checkpointer.overdue
         )
@@ -271,31 +289,57 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         )
         await validations.resume()
         lost = asyncio.Event()
-        in_background(
-            stack,
+        in_background(stack, [desk.run(), _keep(foundation.lock, keeper, lost), publication.watcher.run()])
+        scheduler = _scheduler(
+            context,
             [
-                desk.run(),
-                _keep(foundation.lock, keeper, lost),
-                repeat(_TLS_SECONDS, "server certificate", tls.renew_if_due),
-                repeat(_PROBE_SECONDS, "token probe", foundation.hsm.probe),
-                repeat(_READY_SECONDS, "readiness", readiness),
-                repeat(_RESUME_SECONDS, "validations", validations.resume),
-                repeat(_SWEEP_SECONDS, "nonce sweep", nonces.sweep),
-                repeat(_SWEEP_SECONDS, "closing of intents", context.authority.close_intents),
-                repeat(_CHECKPOINT_SECONDS, "checkpoints", checkpointer.sign_due),
-                repeat(_KEPT_SECONDS, "keeping the newest checkpoint", keeper.keep),
-                repeat(
-                    _EXPORT_SECONDS,
-                    "figures of exports",
-                    partial(export_figures, context.store, context.metrics, context.clock),
-                ),
-                *publication.background(),
+                Job("server-certificate", _TLS_SECONDS, tls.renew_if_due, PROCESS),
+                Job("token-probe", _PROBE_SECONDS, foundation.hsm.probe, PROCESS),
+                Job("readiness", _READY_SECONDS, readiness, PROCESS),
+                Job("validations", _RESUME_SECONDS, validations.resume, PROCESS),
+                Job("nonces", _SWEEP_SECONDS, nonces.sweep, PROCESS),
+                Job("checkpoints", _CHECKPOINT_SECONDS, checkpointer.sign_due, PROCESS),
+                Job("expiring", _SWEEP_SECONDS, expiring, PROCESS),
+                Job("checkpoint-copy", _KEPT_SECONDS, keeper.keep, PROCESS),
+                *publication.jobs(),
+                *_sweeps(context),
             ],
         )
+        await stack.enter_async_context(scheduler.running())
         await stack.enter_async_context(https)
         # Last: a readiness probe that is answered finds everything else answering.
         await stack.enter_async_context(http)
         yield Service(context, desk, validations, publication, tls, lost, keeper, https.port, http.port)
+
+
+def _sweeps(context: Context) -> list[Job]:
+    """What the leader does for the database as a whole."""
+    store, clock, metrics = context.store, context.clock, context.metrics
+    retention = Retention(store=store, settings=context.settings.retention, clock=clock, metrics=metrics)
+    return [
+        Job("intents", _SWEEP_SECONDS, context.authority.close_intents),
+        Job("retention", _RETENTION_SECONDS, retention.sweep),
+        Job("export-figures", _EXPORT_SECONDS, partial(export_figures, store, metrics, clock)),
+    ]
+
+
+def _scheduler(context: Context, jobs: list[Job]) -> Scheduler:
+    """The jobs of this process, which is the only one: it has the lock of the service."""
+    leadership = Leadership(
+        context.store,
+        context.clock,
+        holder=new_id(context.random_bytes(16)),
+        seconds=context.settings.scheduler.lease,
+    )
+    return Scheduler(
+        jobs,
+        leadership,
+        context.store,
+        context.clock,
+        context.metrics,
+        random=lambda: int.from_bytes(context.random_bytes(4)) / 2**32,
+        sole=True,
+    )
 
 
 async def _started(context: Context) -> Payload:

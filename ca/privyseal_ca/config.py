@@ -30,8 +30,12 @@ from privyseal_ca.sections import (
     LimitSettings,
     LogSettings,
     PolicySettings,
+    RenewalSettings,
+    RetentionSettings,
+    SchedulerSettings,
     ServerSettings,
     StatusSettings,
+    TelemetrySettings,
     ValidationSettings,
 )
 
@@ -77,7 +81,11 @@ class Settings(BaseSettings):
     issuance: IssuanceSettings = Field(default_factory=IssuanceSettings)
     status: StatusSettings = Field(default_factory=StatusSettings)
     ledger: LedgerSettings = Field(default_factory=LedgerSettings)
+    renewal: RenewalSettings = Field(default_factory=RenewalSettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    scheduler: SchedulerSettings = Field(default_factory=SchedulerSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
 
     @field_validator("policy")
     @classmethod

@@ -42,6 +42,18 @@ class ServiceLockLostError(StoreError):
     """Another service has the database that this one had claimed: this one must stop."""
 
 
+class LeaseLostError(StoreError):
+    """Another process leads the scheduled work: what this one began as the leader is not written."""
+
+
+class ServiceAwayError(PrivySealError):
+    """No service is there to do what it was asked to, or it went away meanwhile."""
+
+
+class JobFailedError(PrivySealError):
+    """A job ran on somebody's request and failed, or there is none of that name."""
+
+
 class SignerError(PrivySealError):
     """A token did not do what it was asked."""
 

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from privyseal_ca.closed_periods import parse_closed_periods, parse_zone
+
 IPNetwork = IPv4Network | IPv6Network
 
 
@@ -478,11 +480,128 @@ class LedgerSettings(_Section):
         return self
 
 
+class RenewalSettings(_Section):
+    """When clients that ask are told to renew (ARI, RFC 9773)."""
+
+    capacity: float = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Certificates per second that can be signed; renewals are planned for half of it. 0: as many as were "
+        "issued in the busiest minute that is known, at least 16.",
+    )
+    spread: float = Field(
+        1 / 6,
+        ge=0.02,
+        le=0.3,
+        description="The part of a certificate's life over which renewals are spread, around two thirds of it (half of lives "
+        "under ten days). It grows to the front when more fall due than `capacity` allows.",
+    )
+    margin: float = Field(
+        0.25,
+        ge=0.1,
+        le=0.45,
+        description="The part of a certificate's life that is left at least when its window ends, for further attempts.",
+    )
+    poll: int = Field(
+        6 * 3600,
+        ge=60,
+        le=86400,
+        description="After how long clients ask again (Retry-After), a quarter more or less; a 24th of the certificate's life "
+        "when that is shorter, at least a minute.",
+    )
+    closed: tuple[str, ...] = Field(
+        (),
+        max_length=64,
+        description="Periods in which nothing is to be renewed: weekly, as in `FR 18:00/MO 06:00` or `MO TU 22:00/02:00`, or "
+        "once, as in `2026-12-20T00:00/2027-01-06T00:00`.",
+    )
+    time_zone: str = Field(
+        "UTC", description="Time zone of `closed`, a name of the IANA database such as `Europe/Berlin`."
+    )
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        parse_zone(value)
+        return value
+
+    @field_validator("closed")
+    @classmethod
+    def _periods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_closed_periods(value, "UTC")
+        return value
+
+    @model_validator(mode="after")
+    def _periods_in_their_zone(self) -> "RenewalSettings":
+        # Whether an interval ends after it begins may depend on the zone, when one end has an offset of its own.
+        parse_closed_periods(self.closed, self.time_zone)
+        return self
+
+
+class RetentionSettings(_Section):
+    """How long what has ended is kept. Accounts, certificates, revocations and ledger entries are kept for ever."""
+
+    orders: int = Field(
+        30 * 86400,
+        ge=86400,
+        le=3650 * 86400,
+        description="How long an order is kept: counted from its `expires`; with a certificate from the certificate's end, or "
+        "from the end of the one that it replaces when that is later. Orders that wait for their certificate always stay.",
+    )
+    authorizations: int = Field(
+        30 * 86400,
+        ge=86400,
+        le=3650 * 86400,
+        description="How long an authorization is kept with its challenges after its `expires`. Orders that are kept longer go "
+        "on naming it.",
+    )
+
+
+class SchedulerSettings(_Section):
+    """Work that is due again and again."""
+
+    lease: float = Field(
+        15,
+        ge=3,
+        le=300,
+        description="How long the process that does the work which one does for all is waited for before another does it. "
+        "It renews this lease after a third of the time.",
+    )
+
+
 class LogSettings(_Section):
     """What is logged, and how."""
 
     format: str = Field("json", pattern="^(json|text)$", description="`json` or `text`, on standard error.")
     level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe event that is logged.")
+
+
+class TelemetrySettings(_Section):
+    """Traces of requests, for a collector that speaks OTLP over HTTP. Metrics need no settings."""
+
+    otlp_endpoint: str = Field(
+        "",
+        pattern="^(https?://[^\\s@]+)?$",
+        description="Where traces are sent, as in `http://collector.internal:4318/v1/traces`. Default: nothing is traced.",
+    )
+    otlp_ca_file: Path | None = Field(
+        None,
+        description="PEM file with the certificates that vouch for the collector. Default: the public authorities.",
+    )
+    otlp_queue: int = Field(
+        4096,
+        ge=1,
+        le=1_000_000,
+        description="How many spans may wait for the collector; further ones are dropped and counted.",
+    )
+    sample_ratio: float = Field(0.1, ge=0, le=1, description="The part of all traces that is recorded.")
+    client_traces: str = Field(
+        "ignore",
+        pattern="^(ignore|link|parent)$",
+        description="What becomes of a client's `traceparent` header: nothing (`ignore`), a link to its trace (`link`), or its "
+        "trace is continued (`parent`), which lets clients choose what is recorded.",
+    )
 
 
 def parse_listener(text: str) -> tuple[str, int]:

@@ -106,8 +106,8 @@ class RunningService:
         return self.call(self.service.context.store.write(unit))
 
     def state(self) -> dict[str, list[Any]]:
-        """Every row of every table, the ledger's included, but for what is made of others whenever it is time."""
-        derived = {"ocsp_response", "ledger_checkpoint", "ledger_tile"}
+        """Every row of every table, the ledger's included, but for what is made of others, or noted, whenever it is time."""
+        derived = {"ocsp_response", "ledger_checkpoint", "ledger_tile", "scheduler_lease", "job_run"}
         tables = {name: table for name, table in SQLModel.metadata.tables.items() if name not in derived}
         statements = {name: Statement(select(table)) for name, table in tables.items()}
         return self.read(lambda tx: {name: sorted(map(repr, tx.all(each))) for name, each in statements.items()})

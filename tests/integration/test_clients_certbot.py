@@ -119,6 +119,18 @@ def test_renewal_gives_a_new_certificate(certbot: Certbot, server: ServerProcess
     assert serial_of(chain) != first
 
 
+def test_renewal_when_told_to(certbot: Certbot, server: ServerProcess, name: str) -> None:
+    """The window of a revoked certificate has passed (RFC 9773 section 4.2). certbot asks for it first, and OCSP after."""
+    certbot.certonly(*certbot.standalone, "-d", name)
+    chain = certbot.lineage(name) / "fullchain.pem"
+    first = serial_of(chain)
+    server.json("cert", "revoke", chain, "--reason", "superseded")
+    certbot("renew")
+    check_chain(server, chain, [name])
+    assert serial_of(chain) != first
+    assert "certificate is revoked" not in log_of(certbot), "renewal information sufficed"
+
+
 def test_revocation_by_the_account(certbot: Certbot, server: ServerProcess, name: str) -> None:
     certbot.certonly(*certbot.standalone, "-d", name)
     chain = certbot.lineage(name) / "fullchain.pem"

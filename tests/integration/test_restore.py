@@ -152,10 +152,10 @@ def test_a_backup_of_an_older_schema(vault: Vault, make_settings: MakeSettings) 
         loading(f"sqlite:///{old}", "0002", timeout=5) as target,
     ):
         for table in taken.tables:
-            if table.name in schema:
-                assert set(table.columns) == set(schema[table.name].columns), table.name
+            if older := schema.get(table.name):
+                columns = [table.columns.index(column) for column in older.columns]
                 for page in taken.pages(table.name):
-                    target.add(table, page)
+                    target.add(older, [tuple(row[column] for column in columns) for row in page])
         target.finish = lambda: None  # type: ignore[method-assign]
     older = settings.model_copy(update={"database": settings.database.model_copy(update={"url": f"sqlite:///{old}"})})
     backup = vault.create(older)

@@ -8,7 +8,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fakes.acme_client import AcmeClient, Issued, Response, b64, challenge_of, make_csr
-from fakes.service import NewClient, RunningService
+from fakes.service import FakeClock, NewClient, RunningService, StartService
+from privyseal_ca.clock import rfc3339
+from privyseal_ca.store.issuers import set_issuer_state
 
 
 def certificate_id(issued: Issued) -> str:
@@ -119,6 +121,115 @@ def test_ari_paths_that_are_none(client: AcmeClient, identifier: str) -> None:
 def test_ari_is_read_by_get_only(client: AcmeClient) -> None:
     url = f"{client.directory['renewalInfo']}/{certificate_id(client.issue('ari.test'))}"
     assert client.post(url).refusal == (405, "malformed")
+
+
+def test_ari_the_window_leaves_time_for_retries(client: AcmeClient) -> None:
+    issued = client.issue("ari.test")
+    _, end = window(renewal_info(client, certificate_id(issued)))
+    begin, over = (
+        moment.timestamp()
+        for moment in (issued.certificate.not_valid_before_utc, issued.certificate.not_valid_after_utc)
+    )
+    assert over - end >= (over - begin) / 4
+
+
+def test_ari_the_window_moves_once_at_most(fresh_service: RunningService, fresh_client: AcmeClient) -> None:
+    """Until a third of the life is over others may be issued that come before it or after it; then it stays."""
+    fresh_client.at_any_time = True
+    identifier = certificate_id(fresh_client.issue("ari.test"))
+    seen = []
+    for hour in range(24):
+        seen.append(window(renewal_info(fresh_client, identifier)))
+        if hour < 6:
+            fresh_client.issue(f"h{hour}.ari.test")
+        fresh_service.clock.advance(3600)
+        fresh_client.nonce = None
+    assert len(set(seen[:7])) == 1
+    assert len(set(seen[8:])) == 1
+    assert seen[8] != seen[0]
+
+
+def test_ari_who_was_issued_first_is_renewed_first(fresh_service: RunningService, fresh_client: AcmeClient) -> None:
+    fresh_client.at_any_time = True
+    identifiers = []
+    for number in range(4):
+        identifiers.append(certificate_id(fresh_client.issue(f"n{number}.ari.test")))
+        fresh_service.clock.advance(600)
+        fresh_client.nonce = None
+    fresh_service.clock.advance(9 * 3600)
+    starts = [window(renewal_info(fresh_client, identifier))[0] for identifier in identifiers]
+    assert starts == sorted(starts)
+    assert starts[-1] - starts[0] > 3600, "further apart than they were issued"
+
+
+def test_ari_a_key_that_is_blocked_is_due(fresh_service: RunningService, fresh_client: AcmeClient) -> None:
+    issued = fresh_client.issue("ari.test")
+    fresh_client.revoke(issued.der, reason=1)
+    answer = renewal_info(fresh_client, certificate_id(issued))
+    assert window(answer)[1] <= fresh_service.clock.now()
+    assert "key is compromised" in page_of(fresh_client, answer).body.decode()
+    fresh_service.clock.advance(3600)
+    assert renewal_info(fresh_client, certificate_id(issued)).json == answer.json, "it stays from poll to poll"
+
+
+def test_ari_an_issuer_that_is_retired(fresh_service: RunningService, fresh_client: AcmeClient) -> None:
+    issued = fresh_client.issue("ari.test")
+    key_id = issued.certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    assert key_id is not None
+    issuer_id = key_id.hex()
+    before = renewal_info(fresh_client, certificate_id(issued))
+    assert window(before)[0] > fresh_service.clock.now()
+    fresh_service.write(lambda tx: set_issuer_state(tx, issuer_id, "retired"))
+    answer = renewal_info(fresh_client, certificate_id(issued))
+    start, end = window(answer)
+    assert start < end <= fresh_service.clock.now()
+    assert "no longer in use" in page_of(fresh_client, answer).body.decode()
+
+
+def test_ari_closed_periods(start_service: StartService, new_client: NewClient) -> None:
+    """Everything is closed but the time from a third of the life to 0.4 of it, which nobody has by default."""
+    clock = FakeClock()
+    closed = "/".join(rfc3339(clock.now() + share * 86400) for share in (0.4, 2))
+    service = start_service(parts={"clock": clock}, renewal={"closed": (closed,)})
+    client = new_client(service)
+    answer = renewal_info(client, certificate_id(client.issue("ari.test")))
+    start, end = window(answer)
+    assert clock.now() + 0.3 * 86400 < start < end <= clock.now() + 0.4 * 86400
+    assert "because of maintenance" in page_of(client, answer).body.decode()
+
+
+# The page behind explanationURL
+
+
+def page_of(client: AcmeClient, answer: Response) -> Response:
+    """The page that an answer names."""
+    page = client.request("GET", answer.json["explanationURL"])
+    assert page.status == 200
+    return page
+
+
+def test_ari_the_explanation_is_a_page_for_people(service: RunningService, client: AcmeClient) -> None:
+    issued = client.issue("ari.test")
+    answer = renewal_info(client, certificate_id(issued))
+    with service.unchanged():
+        page = page_of(client, answer)
+    headers, text = page.headers, page.body.decode()
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert headers["Cache-Control"] == "public, max-age=300"
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    for moment in answer.json["suggestedWindow"].values():
+        assert moment in text
+    assert "Regular renewal" in text
+    assert "ari.test" not in text, "names are not told to whoever asks"
+
+
+@pytest.mark.parametrize("identifier", ["x", "AAAA.AQ", "a.b", "%3Cscript%3E.AQ"])
+def test_ari_no_explanation_of_what_is_not_there(client: AcmeClient, identifier: str) -> None:
+    url = client.directory["renewalInfo"].replace("renewal-info", "renewal-explained")
+    answer = client.request("GET", f"{url}/{identifier}")
+    assert answer.problem == "malformed"
+    assert answer.status in {400, 404}
 
 
 # replaces

@@ -166,6 +166,8 @@ def test_commands_without_an_authority_say_so(tmp_path: Path) -> None:
         ("eab", "create"),
         ("eab", "list"),
         ("eab", "revoke", "x"),
+        ("job", "list"),
+        ("job", "run", "x"),
         ("status",),
     ):
         result = runner.invoke(cli, [*path, "--home", str(tmp_path / "none")], env={"PRIVYSEAL_DATABASE__URL": None})

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import pytest_asyncio
@@ -13,9 +14,13 @@ from hypothesis import strategies as st
 from fakes.service import FakeClock
 from privyseal_acme.protocol.encoding import decode, encode
 from privyseal_acme.protocol.problems import Problem
+from privyseal_acme.store import nonces as nonces_module
 from privyseal_acme.store.nonces import Nonces, create_nonce_table, swept_until
+from privyseal_ca.errors import StoreUnavailableError
 from privyseal_ca.store.backends import backend_for
-from privyseal_ca.store.engine import Store
+from privyseal_ca.store.engine import Store, Unit
+
+T = TypeVar("T")
 
 KEY = bytes(range(32))
 LIFETIME = 600
@@ -162,3 +167,70 @@ async def test_bad_encoding_is_malformed(store: Store, clock: FakeClock, text: s
 
 async def test_none_is_a_bad_nonce(store: Store, clock: FakeClock) -> None:
     assert await refusal(make(store, clock), None) == "badNonce"
+
+
+class _Units(Store):
+    """Counts its units of work, and may fail at one of them."""
+
+    count, fails_at = 0, 0
+
+    async def write(self, unit: Unit[T]) -> T:
+        self.count += 1
+        if self.count == self.fails_at:
+            raise StoreUnavailableError("The disk failed.")
+        return await super().write(unit)
+
+
+@pytest_asyncio.fixture
+async def units(tmp_path: Path) -> AsyncIterator[_Units]:
+    backend = backend_for(f"sqlite:///{tmp_path / 'nonces.db'}", durable=False, timeout=5)
+    store = _Units(backend, queue=1000, group_commit=False)
+    await store.open()
+    await store.write(create_nonce_table)
+    yield store
+    await store.close()
+
+
+async def use(nonces: Nonces, count: int) -> list[str]:
+    minted = [nonces.mint() for _ in range(count)]
+    for nonce in minted:
+        await nonces.redeem(nonce)
+    return minted
+
+
+@pytest.mark.parametrize(("count", "batches"), [(0, 1), (2, 1), (3, 2), (4, 2), (9, 4), (10, 4)])
+async def test_a_sweep_goes_in_small_steps(
+    units: _Units, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, count: int, batches: int
+) -> None:
+    monkeypatch.setattr(nonces_module, "_BATCH", 3)
+    nonces = make(units, clock)
+    await use(nonces, count)
+    clock.advance(LIFETIME)
+    kept = await use(nonces, 2)
+    clock.advance(1)
+    units.count = 0
+    assert await nonces.sweep() == count
+    assert units.count == 1 + batches
+    assert [await refusal(nonces, nonce) for nonce in kept] == ["badNonce", "badNonce"]
+    assert await units.read(swept_until) == int(clock.now()) - LIFETIME
+
+
+async def test_a_sweep_that_fails_half_way_brings_nothing_back(
+    units: _Units, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even for a process that begins after the clock was set back; and the next sweep goes on."""
+    monkeypatch.setattr(nonces_module, "_BATCH", 3)
+    nonces = make(units, clock)
+    used = await use(nonces, 10)
+    clock.advance(LIFETIME + 1)
+    units.count, units.fails_at = 0, 3
+    with pytest.raises(StoreUnavailableError):
+        await nonces.sweep()
+    swept = await units.read(swept_until)
+    assert swept == int(clock.now()) - LIFETIME
+    clock.advance(-LIFETIME)
+    again = Nonces(store=units, key=KEY, lifetime=LIFETIME, clock=clock, random_bytes=os.urandom, swept=swept)
+    for each in (nonces, again):
+        assert [await refusal(each, nonce) for nonce in used] == ["badNonce"] * 10
+    clock.advance(LIFETIME + 1)
+    assert await again.sweep() == 7

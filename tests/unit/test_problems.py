@@ -50,7 +50,10 @@ def test_what_is_away_comes_back(kind: type[PrivySealError]) -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2, 1.0, 1.5, 59.999, 3600.0])
 def test_retry_after_is_whole_seconds_and_enough(seconds: float) -> None:
-    for problem in (rate_limited("x", seconds=seconds, help_url="https://ca.test/limits"), try_again("x", seconds=0)):
+    for problem in (
+        rate_limited("x", limit="new_orders", seconds=seconds, help_url="https://ca.test/limits"),
+        try_again("x", seconds=0),
+    ):
         value = int(dict(problem.headers)["Retry-After"])
         assert value >= 1
         if problem.type == "rateLimited":

@@ -14,6 +14,9 @@ _COMMANDS = {
         "privyseal_ca.cli.init", "init", "Hold the key ceremony: make a root, an intermediate and this home."
     ),
     "issuer": Deferred("privyseal_ca.cli.issuers", "issuer", "List, create, certify, retire and revoke issuing CAs."),
+    "job": Deferred(
+        "privyseal_ca.cli.jobs", "job", "List what the service does again and again, and have it done now."
+    ),
     "ledger": Deferred("privyseal_ca.cli.ledger", "ledger", "Show, verify, prove, audit, watch and export the ledger."),
     "ocsp": Deferred("privyseal_ca.cli.ocsp", "ocsp", "Show OCSP responders and what is answered, and make requests."),
     "profile": Deferred("privyseal_ca.cli.profiles", "profile", "List and show certificate profiles."),

@@ -66,7 +66,9 @@ class AccountFlow:
         if message.only_return_existing:
             raise Problem("accountDoesNotExist", "There is no account for this key.")
         site = site_of(address)
-        self._check_limit(self._context.limits.new_accounts, site, "Too many new accounts from this address.")
+        self._check_limit(
+            "new_accounts", self._context.limits.new_accounts, site, "Too many new accounts from this address."
+        )
         self._check_key(key)
         if context.settings.acme.terms_of_service and not message.terms_of_service_agreed:
             raise self._terms_required()
@@ -105,7 +107,7 @@ class AccountFlow:
             return await self._deactivate(account, correlation)
         if message.contact is None and not message.terms_of_service_agreed:
             return account
-        self._check_limit(self._context.limits.account_changes, account.id, _TOO_MANY_CHANGES)
+        self._check_limit("account_changes", self._context.limits.account_changes, account.id, _TOO_MANY_CHANGES)
         contact = account.contact
         if message.contact is not None:
             contact = orjson.dumps(self._check_contacts(message.contact)).decode()
@@ -144,7 +146,7 @@ class AccountFlow:
         if parse_jwk(message.old_key).thumbprint != account.thumbprint:
             raise malformed("The oldKey of the inner payload is not the account's key.")
         self._check_key(new_key)
-        self._check_limit(self._context.limits.account_changes, account.id, _TOO_MANY_CHANGES)
+        self._check_limit("account_changes", self._context.limits.account_changes, account.id, _TOO_MANY_CHANGES)
         changed = await self._context.store.write(lambda tx: self._set_key(tx, account, new_key, correlation))
         self._context.limits.account_changes.count(account.id)
         return changed
@@ -221,9 +223,9 @@ class AccountFlow:
         now = self._context.clock.now()
         append(transaction, encode_entry(kind, time=now, actor=actor, correlation=correlation, payload=payload))
 
-    def _check_limit(self, limit: RateLimit, key: str, detail: str) -> None:
+    def _check_limit(self, name: str, limit: RateLimit, key: str, detail: str) -> None:
         if seconds := limit.wait(key):
-            raise rate_limited(detail, seconds=seconds, help_url=self._context.urls.limits)
+            raise rate_limited(detail, limit=name, seconds=seconds, help_url=self._context.urls.limits)
 
     def _check_key(self, key: AccountKey) -> None:
         try:

@@ -32,7 +32,10 @@ class AuthorizationFlow:
             raise malformed("An authorization cannot be made for a wildcard ahead of an order.")
         if seconds := context.limits.new_orders.wait(account.id):
             raise rate_limited(
-                "Too many new orders and authorizations of this account.", seconds=seconds, help_url=context.urls.limits
+                "Too many new orders and authorizations of this account.",
+                limit="new_orders",
+                seconds=seconds,
+                help_url=context.urls.limits,
             )
         policy = context.policy_of(account)
         if policy is None:
@@ -127,7 +130,10 @@ class AuthorizationFlow:
             raise malformed("Another challenge of the authorization is being validated.")
         if seconds := context.limits.failed_validations.wait(account.id):
             raise rate_limited(
-                "Too many failed validations of this account.", seconds=seconds, help_url=context.urls.limits
+                "Too many failed validations of this account.",
+                limit="failed_validations",
+                seconds=seconds,
+                help_url=context.urls.limits,
             )
         self._queue.check_room(account)
 

@@ -1,22 +1,20 @@
-"""Certificates: download, revocation and renewal information (RFC 8555 sections 7.4.2 and 7.6, RFC 9773)."""
+"""Certificates: download and revocation (RFC 8555 sections 7.4.2 and 7.6)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 from cryptography import x509
 
 from privyseal_acme.flow.blocked import end_accounts_of_key
 from privyseal_acme.flow.context import Context
-from privyseal_acme.protocol.ari import parse_certificate_id
+from privyseal_acme.flow.renewal import RenewalFlow
 from privyseal_acme.protocol.encoding import decode
 from privyseal_acme.protocol.keys import AccountKey
 from privyseal_acme.protocol.messages import RevokeCert
 from privyseal_acme.protocol.problems import malformed, unauthorized
 from privyseal_acme.store import authorizations
 from privyseal_acme.store.accounts import AccountRow
-from privyseal_ca.clock import rfc3339
 from privyseal_ca.issuance.issuers import chain_pem
 from privyseal_ca.issuance.record import serial_text
 from privyseal_ca.revocation.lost import adopt, is_certificate_of, is_lost
@@ -25,12 +23,10 @@ from privyseal_ca.store.certificates import (
     CertificateRow,
     find_certificate,
     find_der,
-    find_revocation,
 )
 from privyseal_ca.store.statement import Transaction
 
 _MAX_CERTIFICATE = 65_536
-_TEN_DAYS = 10 * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +44,8 @@ class CertificateFlow:
     def __init__(self, context: Context, announce: Callable[[Iterable[str]], None]) -> None:
         self._context = context
         self._announce = announce
+        #: When they are to be renewed.
+        self.renewal = RenewalFlow(context)
 
     async def chain(self, account: AccountRow, serial: str, index: int) -> Chain:
         """The certificate with its chain at ``index`` as PEM.
@@ -109,35 +107,6 @@ class CertificateFlow:
         serials = await context.store.write(unit)
         context.metrics.revoked.inc(len(serials))
         self._announce(serials)
-
-    async def renewal_info(self, certificate_id: str) -> tuple[dict[str, Any], int]:
-        """When to renew (RFC 9773 section 4.2), and how many seconds until asking again.
-
-        The window lies around two thirds of the lifetime, or half of it for lifetimes under ten days, shifted by the serial
-        so that certificates of the same minute do not renew in the same minute. A revoked certificate's has passed.
-        """
-        key_id, serial = parse_certificate_id(certificate_id)
-        text = serial_text(serial)
-
-        def unit(transaction: Transaction) -> tuple[CertificateRow | None, bool]:
-            row = find_certificate(transaction, text)
-            return row, row is not None and find_revocation(transaction, row.issuer_id, text) is not None
-
-        row, revoked = await self._context.store.read(unit)
-        if row is None or row.issuer_id != key_id.hex():
-            raise malformed("The certificate was not issued here.", status=404)
-        now = self._context.clock.now()
-        lifetime = row.not_after - row.not_before
-        if revoked:
-            start, end = int(now) - 3600, int(now) - 60
-        else:
-            share = 0.5 if lifetime < _TEN_DAYS else 2 / 3
-            width = max(2, lifetime // 12)
-            shift = serial % 1009 / 1009 * width
-            start = int(row.not_before + lifetime * share - width + shift)
-            end = start + width
-        document = {"suggestedWindow": {"start": rfc3339(start), "end": rfc3339(end)}}
-        return document, int(min(21_600, max(60, lifetime // 24)))
 
 
 def _parse_certificate(text: str) -> tuple[x509.Certificate, bytes]:

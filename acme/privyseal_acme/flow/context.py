@@ -17,6 +17,7 @@ from privyseal_ca.policy.keys import KeyPolicy
 from privyseal_ca.policy.names import NamePolicy
 from privyseal_ca.store.engine import Store
 from privyseal_ca.telemetry.metrics import Metrics
+from privyseal_ca.telemetry.tracing import NO_TRACING, Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Context:
     clock: Clock
     random_bytes: Callable[[int], bytes]
     metrics: Metrics
+    tracing: Tracing = NO_TRACING
 
     def policy_of(self, account: AccountRow) -> NamePolicy | None:
         """The names that ``account`` may have; None when its policy was removed from the settings."""

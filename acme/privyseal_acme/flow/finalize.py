@@ -71,6 +71,7 @@ class IssuanceDesk:
         #: By the id of a parked order the issuer whose token was away.
         self._parked: dict[str, Issuer] = {}
         self._wake = asyncio.Event()
+        context.metrics.queue_depth.labels("orders").set_function(lambda: len(self._working))
 
     async def finalize(self, account: AccountRow, order_id: str, message: Finalize, correlation: str) -> OrderView:
         """Check the CSR, begin issuance, and wait for it a little."""
@@ -83,7 +84,12 @@ class IssuanceDesk:
             return view
         if status != "ready":
             raise Problem("orderNotReady", f"The order is {status}, not ready.")
-        request = await self._vet(view.row, csr, account)
+        try:
+            request = await self._vet(view.row, csr, account)
+        except Problem:
+            if view.row.profile in self._context.profiles:
+                self._context.metrics.issuances.labels(view.row.profile, "refused").inc()
+            raise
 
         def claim(transaction: Transaction) -> None:
             self._claim(transaction, view.row, csr, correlation)
@@ -93,7 +99,9 @@ class IssuanceDesk:
         if task is None:
             if len(self._working) >= self._context.settings.hsm.queue:
                 # Before anything is claimed: the order stays ready, and no serial is spent on a queue that is full (P12).
-                raise try_again("Too many orders wait for the signing token. Finalize the order again later.")
+                raise try_again(
+                    "Too many orders wait for the signing token. Finalize the order again later.", denied="order_queue"
+                )
             task = self._work(view.row.id, self._issue(view.row, csr, account.actor, correlation, request, claim))
         await asyncio.wait({task}, timeout=self._context.settings.acme.finalize_wait)
         if task.done() and not task.cancelled() and isinstance(error := task.exception(), StoreError | Problem):

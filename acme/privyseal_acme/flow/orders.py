@@ -150,9 +150,16 @@ class OrderFlow:
     def _check_limits(self, account: AccountRow) -> None:
         limits, urls = self._context.limits, self._context.urls
         if seconds := limits.new_orders.wait(account.id):
-            raise rate_limited("Too many new orders of this account.", seconds=seconds, help_url=urls.limits)
+            raise rate_limited(
+                "Too many new orders of this account.", limit="new_orders", seconds=seconds, help_url=urls.limits
+            )
         if seconds := limits.failed_validations.wait(account.id):
-            raise rate_limited("Too many failed validations of this account.", seconds=seconds, help_url=urls.limits)
+            raise rate_limited(
+                "Too many failed validations of this account.",
+                limit="failed_validations",
+                seconds=seconds,
+                help_url=urls.limits,
+            )
 
     def _profile(self, requested: str | None, account: AccountRow) -> Profile:
         context = self._context

@@ -48,6 +48,7 @@ class ValidationQueue:
         self._slots = asyncio.Semaphore(context.settings.validation.concurrency)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._shares: dict[str, _Share] = {}
+        context.metrics.queue_depth.labels("validation").set_function(lambda: len(self._tasks))
 
     def check_room(self, account: AccountRow) -> None:
         """Refuse more work while too much waits, of all accounts or of this one (promise P12).
@@ -58,7 +59,7 @@ class ValidationQueue:
         limit = self._context.settings.validation.queue
         share = self._shares.get(account.id)
         if len(self._tasks) >= limit or (share is not None and share.tasks >= max(1, limit // _SHARE)):
-            raise try_again("Too many validations are waiting at the moment.", seconds=10)
+            raise try_again("Too many validations are waiting at the moment.", seconds=10, denied="validation_queue")
 
     def add(self, row: AuthorizationRow, account: AccountRow) -> None:
         """Validate the attempted challenge of ``row``, unless that is going on already."""
@@ -103,7 +104,10 @@ class ValidationQueue:
     async def _run(self, row: AuthorizationRow, account: AccountRow, share: _Share) -> None:
         async with share.slots, self._slots:
             begun = perf_counter()
-            outcome = await self._validator.check(self._task(row, account))
+            with self._context.tracing.span("validation", row.correlation) as span:
+                span.note("privyseal.challenge", row.attempted or "")
+                outcome = await self._validator.check(self._task(row, account))
+                span.note("privyseal.valid", outcome.valid)
             self._context.metrics.stage_seconds.labels("validation").observe(perf_counter() - begun)
         result = "valid" if outcome.valid else "invalid"
         self._context.metrics.validations.labels(row.attempted, result).inc()

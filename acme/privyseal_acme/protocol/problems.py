@@ -60,6 +60,16 @@ class Subproblem:
         }
 
 
+#: Problems by which it is the policy that refuses.
+_DENIED: Mapping[str, str] = {
+    "rejectedIdentifier": "names",
+    "invalidProfile": "profile",
+    "badCSR": "csr",
+    "badPublicKey": "key",
+    "externalAccountRequired": "binding",
+}
+
+
 class Problem(Exception):  # noqa: N818 (the RFC's word)
     """A request that is refused, as the client gets to see it. ``type`` is the token after the ACME prefix."""
 
@@ -72,6 +82,7 @@ class Problem(Exception):  # noqa: N818 (the RFC's word)
         headers: Sequence[tuple[str, str]] = (),
         members: Mapping[str, Any] | None = None,
         subproblems: Sequence[Subproblem] = (),
+        denied: str = "",
     ) -> None:
         super().__init__(detail)
         self.type = type
@@ -80,6 +91,8 @@ class Problem(Exception):  # noqa: N818 (the RFC's word)
         self.headers = tuple(headers)
         self.members = dict(members or {})
         self.subproblems = tuple(subproblems)
+        #: What refused the request, if that was a limit, a full queue or the policy: one of a few words, for the metrics.
+        self.denied = denied or _DENIED.get(type, "")
 
     def document(self) -> dict[str, Any]:
         """The JSON object (RFC 9457)."""
@@ -104,17 +117,19 @@ def unauthorized(detail: str, *, status: int = 403) -> Problem:
     return Problem("unauthorized", detail, status=status)
 
 
-def try_again(detail: str, *, seconds: int = 5) -> Problem:
+def try_again(detail: str, *, seconds: int = 5, denied: str = "") -> Problem:
     """Something the service needs is away: the client loses nothing by asking again (promise P5)."""
-    return Problem("serverInternal", detail, status=503, headers=(("Retry-After", str(max(1, seconds))),))
+    headers = (("Retry-After", str(max(1, seconds))),)
+    return Problem("serverInternal", detail, status=503, headers=headers, denied=denied)
 
 
-def rate_limited(detail: str, *, seconds: float, help_url: str) -> Problem:
-    """Too many requests of a kind; ``seconds`` until the next one is accepted (section 6.6)."""
+def rate_limited(detail: str, *, limit: str, seconds: float, help_url: str) -> Problem:
+    """Too many requests of a kind; ``seconds`` until the next one is accepted (section 6.6). ``limit`` is the setting's name."""
     return Problem(
         "rateLimited",
         detail,
         headers=(("Retry-After", str(max(1, int(seconds + 0.999)))), ("Link", f'<{help_url}>;rel="help"')),
+        denied=limit,
     )
 
 

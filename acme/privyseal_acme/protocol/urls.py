@@ -37,6 +37,7 @@ class Urls:
         self._order = f"{root}/order/"
         self._authorization = f"{root}/authz/"
         self._certificate = f"{root}/certificate/"
+        self._explanation = f"{root}/renewal-explained/"
         self._account_pattern = re.compile(re.escape(self._account) + r"([A-Za-z0-9_-]{22})\Z")
 
     def account(self, account_id: str) -> str:
@@ -71,3 +72,7 @@ class Urls:
     def certificate(self, serial: str, chain: int = 0) -> str:
         """A certificate with its default chain, or with the alternate ``chain``."""
         return f"{self._certificate}{serial}" + (f"/{chain}" if chain else "")
+
+    def explanation(self, certificate_id: str) -> str:
+        """The page that tells people about a certificate's window (RFC 9773 section 4.2)."""
+        return self._explanation + certificate_id

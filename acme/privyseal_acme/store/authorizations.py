@@ -96,7 +96,7 @@ def find_authorization(transaction: Transaction, authorization_id: str) -> Autho
 
 
 def authorization_state(transaction: Transaction, authorization_id: str) -> tuple[str, int]:
-    """State and expiry of the authorization with the id, which an order names and which therefore exists."""
+    """State and expiry of the authorization with the id, which an order names; one that was swept had expired."""
     row = transaction.one(_STATE, wanted=authorization_id)
     return (str(row[0]), int(row[1])) if row else ("invalid", 0)
 

@@ -4,13 +4,14 @@ A nonce is the second it was minted in, eight random octets and a MAC under a ke
 Any process can therefore tell a nonce that was minted from one that was not, and the table of used nonces tells one that was
 seen from one that was not; it holds no more than the requests of one lifetime.
 
-What was swept is not accepted again, however far a clock steps back: the table remembers up to when it was swept, in a row
-that is no nonce, and what is minted after such a step carries that time. Should that stay in the future, it moves on by a second
+What was swept is not accepted again, however far a clock steps back: the table remembers up to when it is swept, in a row
+that is no nonce and is there before anything goes, and what is minted after such a step carries that time. Should that stay in the future, it moves on by a second
 with each lifetime, so that the table is swept all the same; what was minted before then is refused, and clients try again.
 
 The MAC covers the kernel's boot id: with SQLite the table need not survive the loss of power to be right.
 """
 
+import asyncio
 import hmac
 from collections.abc import Callable
 
@@ -27,9 +28,18 @@ from privyseal_ca.store.statement import Statement, Transaction
 
 _used = UsedNonce.__table__  # type: ignore[attr-defined]
 _USE = Statement(insert(_used))
-_SWEEP = Statement(delete(_used).where(_used.c.nonce < bindparam("oldest")))
+_FORGET = Statement(delete(_used).where(_used.c.nonce == bindparam("nonce")))
+_SWEEP = Statement(delete(_used).where(_used.c.nonce < bindparam("end")))
+# The first that a batch leaves, where more than a batch are old.
+_END_OF_BATCH = Statement(
+    select(_used.c.nonce)
+    .where(_used.c.nonce < bindparam("oldest"))
+    .order_by(_used.c.nonce)
+    .limit(1)
+    .offset(bindparam("count"))
+)
 
-# The lowest row, for nothing that is older is kept: found at once, however many there are.
+# Nothing is below it but what a sweep is about to remove: found at once, however many there are.
 _SWEPT = Statement(
     select(_used.c.nonce).where(func.length(_used.c.nonce) == bindparam("octets")).order_by(_used.c.nonce).limit(1)
 )
@@ -38,6 +48,8 @@ _CREATE = Statement(CreateTable(_used, if_not_exists=True))
 
 _TIME, _RANDOM, _MAC = 4, 8, 12
 _SIZE = _TIME + _RANDOM + _MAC
+#: Nonces that one unit of work forgets: whoever makes a request waits for no more than that.
+_BATCH = 500
 
 
 def create_nonce_table(transaction: Transaction) -> None:
@@ -116,14 +128,25 @@ class Nonces:
                 return 0
             until = self._swept + 1
 
-        def unit(transaction: Transaction) -> int:
-            marks = swept_until(transaction) > 0
-            forgotten = transaction.execute(_SWEEP, oldest=until.to_bytes(_TIME, "big"))
-            transaction.execute(_USE, nonce=until.to_bytes(_TIME, "big"))
-            return forgotten - marks
+        mark = until.to_bytes(_TIME, "big")
 
-        forgotten = await self._store.write(unit)
+        def remember(transaction: Transaction) -> None:
+            if (before := swept_until(transaction)) < until:
+                transaction.execute(_FORGET, nonce=before.to_bytes(_TIME, "big"))
+                transaction.execute(_USE, nonce=mark)
+
+        def forget(transaction: Transaction) -> int:
+            (end,) = transaction.one(_END_OF_BATCH, oldest=mark, count=_BATCH) or (mark,)
+            return transaction.execute(_SWEEP, end=bytes(end))
+
+        await self._store.write(remember)
+        # From here on all of them are refused: it does not matter when they go.
         self._swept, self._swept_at = until, now
+        forgotten = batch = await self._store.write(forget)
+        while batch == _BATCH:
+            await asyncio.sleep(0)  # a write that nobody else waits for lets nobody else go first
+            batch = await self._store.write(forget)
+            forgotten += batch
         return forgotten
 
     def _mac(self, message: bytes) -> bytes:

@@ -8,9 +8,11 @@ from privyseal_acme.store.tables import Order
 from privyseal_ca.store.statement import Statement, Transaction
 
 _order = Order.__table__  # type: ignore[attr-defined]
+#: All but what only the sweep needs.
+_COLUMNS = [column for column in _order.columns if column is not _order.c.retained_from]
 
 _INSERT = Statement(insert(_order))
-_BY_ID = Statement(select(_order).where(_order.c.id == bindparam("wanted")))
+_BY_ID = Statement(select(*_COLUMNS).where(_order.c.id == bindparam("wanted")))
 _PAGE = Statement(
     select(_order.c.id, _order.c.created)
     .where(
@@ -51,7 +53,7 @@ _PROCESSING = Statement(
 )
 _COUNT_PROCESSING = Statement(select(func.count()).select_from(_order).where(_order.c.state == "processing"))
 _REPLACING = Statement(
-    select(_order)
+    select(*_COLUMNS)
     .where(_order.c.replaces == bindparam("certificate"), _order.c.state != "invalid")
     .order_by(_order.c.created.desc())
     .limit(bindparam("count"))
@@ -59,7 +61,7 @@ _REPLACING = Statement(
 
 
 class OrderRow(NamedTuple):
-    """An order; the fields are those of the table."""
+    """An order; the fields are those of the table, without what only :mod:`privyseal_acme.store.retention` needs."""
 
     id: str
     account_id: str
@@ -80,7 +82,7 @@ class OrderRow(NamedTuple):
 
 def add_order(transaction: Transaction, row: OrderRow) -> None:
     """Record a new order."""
-    transaction.execute(_INSERT, **row._asdict())
+    transaction.execute(_INSERT, **row._asdict(), retained_from=row.expires)
 
 
 def find_order(transaction: Transaction, order_id: str) -> OrderRow | None:

@@ -80,9 +80,13 @@ class Order(SQLModel, table=True):
     error: str | None = Field(sa_column=Column(Text))
     #: The request that set the last change of state in motion.
     correlation: str = Field(sa_column=Column(Text, nullable=False))
+    #: From when ``retention.orders`` is counted: ``expires``, until the sweep has found that a certificate ends later. 0 in
+    #: rows from before there was this column.
+    retained_from: int = Field(sa_column=Column(BigInteger, nullable=False, server_default="0"))
 
     __table_args__ = (
         Index("ix_acme_order_account", "account_id", "created"),
+        Index("ix_acme_order_retained", "retained_from"),
         # Small: only the orders whose work is not done, so that a start finds them at once.
         Index(
             "ix_acme_order_processing",
@@ -130,6 +134,7 @@ class Authorization(SQLModel, table=True):
 
     __table_args__ = (
         Index("ix_acme_authorization_account", "account_id", "value"),
+        Index("ix_acme_authorization_expires", "expires"),
         Index(
             "ix_acme_authorization_processing",
             "state",

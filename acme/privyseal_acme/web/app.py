@@ -11,7 +11,7 @@ from privyseal_acme.web.routes import Routes
 def acme_app(context: Context, routes: Routes, nonces: Nonces) -> web.Application:
     """The application that serves ``/acme/``."""
     app = web.Application(
-        middlewares=[observe(nonces, context.urls, context.metrics, context.random_bytes)],
+        middlewares=[observe(nonces, context.urls, context.metrics, context.random_bytes, context.tracing)],
         client_max_size=context.settings.acme.max_body,
     )
     app.add_routes(routes.table())

@@ -1,6 +1,6 @@
 """What every request goes through: correlation id, nonce, links, CORS, problem documents, one log event, metrics."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from privyseal_acme.store.nonces import Nonces
 from privyseal_acme.web.replies import problem_reply
 from privyseal_ca.errors import PrivySealError
 from privyseal_ca.telemetry.metrics import Metrics
+from privyseal_ca.telemetry.tracing import Span, Tracing
 
 _log = structlog.get_logger("http")
 
@@ -22,6 +23,9 @@ CORRELATION: Final = web.RequestKey("correlation", str)
 _EVENT: Final = web.RequestKey("event", dict[str, Any])
 
 _EXPOSED: Final = "Replay-Nonce, Location, Link, Retry-After"
+#: What a trace knows of requests: of those that were refused only what the client did not choose itself.
+_TRACED: Final = frozenset({"account", "order", "problem", "serial"})
+_TRACED_REFUSED: Final = frozenset({"account", "problem"})
 _PREFLIGHT: Final = (
     ("Access-Control-Allow-Methods", "GET, HEAD, POST"),
     ("Access-Control-Allow-Headers", "Content-Type"),
@@ -34,15 +38,21 @@ def note(request: web.Request, **facts: object) -> None:
     request[_EVENT].update(facts)
 
 
-def observe(nonces: Nonces, urls: Urls, metrics: Metrics, random_bytes: Callable[[int], bytes]) -> Any:
+def observe(
+    nonces: Nonces, urls: Urls, metrics: Metrics, random_bytes: Callable[[int], bytes], tracing: Tracing
+) -> Any:
     """The middleware around every ACME request."""
     seconds = metrics.stage_seconds.labels("request")
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        begun = perf_counter()
         correlation = new_id(random_bytes(16))
         request[CORRELATION] = correlation
+        with tracing.request(request.method, correlation, request.headers.get("traceparent")) as span:
+            return await answer(request, handler, correlation, span)
+
+    async def answer(request: web.Request, handler: Handler, correlation: str, span: Span) -> web.StreamResponse:
+        begun = perf_counter()
         event = request[_EVENT] = {}
         if request.method == "OPTIONS":
             response: web.StreamResponse = web.Response(status=204, headers=_PREFLIGHT)
@@ -64,6 +74,8 @@ def observe(nonces: Nonces, urls: Urls, metrics: Metrics, random_bytes: Callable
         resource = request.match_info.route.resource
         route = resource.canonical if resource else "unknown"
         metrics.requests.labels(route, str(response.status)).inc()
+        if tracing.on:
+            _describe(span, route, response.status, event)
         _log.info(
             "request",
             method=request.method,
@@ -77,6 +89,14 @@ def observe(nonces: Nonces, urls: Urls, metrics: Metrics, random_bytes: Callable
         return response
 
     return middleware
+
+
+def _describe(span: Span, route: str, status: int, event: Mapping[str, object]) -> None:
+    """What a trace may know of a request: its pattern, not its path, and ids. What a client wrote is in the log only."""
+    span.note("http.route", route)
+    span.note("http.response.status_code", status)
+    for fact in (_TRACED if status < 400 else _TRACED_REFUSED) & event.keys():
+        span.note(f"privyseal.{fact}", str(event[fact]))
 
 
 async def _answer(
@@ -98,6 +118,8 @@ async def _answer(
     event["problem"] = problem.type
     event["detail"] = problem.detail
     metrics.problems.labels(problem.type).inc()
+    if problem.denied:
+        metrics.denied.labels(problem.denied).inc()
     return problem_reply(problem).response()
 
 

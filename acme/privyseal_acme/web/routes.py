@@ -27,11 +27,17 @@ from privyseal_acme.protocol.problems import malformed, unauthorized
 from privyseal_acme.web.authenticate import Authenticated, Authenticator
 from privyseal_acme.web.middleware import CORRELATION, note
 from privyseal_acme.web.replies import PEM_CHAIN, Headers, Reply, link, retry_after
+from privyseal_ca.renewal.page import PAGE_POLICY
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 #: How long a client waits before it asks again for what is being worked on, in seconds.
 _POLL = 1
 _NO_STORE: Headers = (("Cache-Control", "no-store"),)
+_PAGE: Headers = (
+    ("Cache-Control", "public, max-age=300"),
+    ("Content-Security-Policy", PAGE_POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+)
 _ID = "[A-Za-z0-9_-]{22}"
 _CHALLENGE = "[a-z0-9-]{1,32}"
 
@@ -86,6 +92,7 @@ class Routes:
             web.get("/acme/new-nonce", self.get_nonce, allow_head=False),
             web.head("/acme/new-nonce", self.head_nonce),
             web.get("/acme/renewal-info/{id:[A-Za-z0-9_.=-]{1,128}}", self.renewal_info, allow_head=False),
+            web.get("/acme/renewal-explained/{id:[A-Za-z0-9_.=-]{1,128}}", self.explanation, allow_head=False),
             web.get("/acme/limits", self.get_limits, allow_head=False),
         ]
         return unsigned + [web.post(path, _signed(authenticate, handler)) for path, authenticate, handler in signed]
@@ -261,8 +268,13 @@ class Routes:
 
     async def renewal_info(self, request: web.Request) -> web.StreamResponse:
         """When to renew a certificate; unauthenticated (RFC 9773 section 4.1)."""
-        document, seconds = await self._certificates.renewal_info(request.match_info["id"])
+        document, seconds = await self._certificates.renewal.info(request.match_info["id"])
         return Reply(document, headers=(retry_after(seconds),)).response()
+
+    async def explanation(self, request: web.Request) -> web.StreamResponse:
+        """The page behind explanationURL (RFC 9773 section 4.2)."""
+        page = await self._certificates.renewal.explanation(request.match_info["id"])
+        return Reply(page.encode(), headers=_PAGE, content_type="text/html; charset=utf-8").response()
 
     def _make_directory(self) -> dict[str, Any]:
         settings = self._context.settings

@@ -12,6 +12,7 @@ from cryptography import x509
 
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
+from privyseal_ca.cli.jobs import held
 from privyseal_ca.cli.text import moment
 from privyseal_ca.cli.version import program_version
 from privyseal_ca.config import Settings
@@ -26,6 +27,7 @@ from privyseal_ca.revocation.folder_writer import FolderWriter
 from privyseal_ca.store.issuers import all_issuers, chains
 from privyseal_ca.store.migrate import schema_is_current
 from privyseal_ca.store.readonly import reading
+from privyseal_ca.store.scheduling import all_jobs, find_lease
 from privyseal_ca.store.statement import Transaction
 
 #: How often everything is compared, for what `follow` cannot see and for what is to be removed.
@@ -138,7 +140,9 @@ def _show(invocation: Invocation) -> None:
 
     async def work() -> dict[str, Any]:
         async with opened_store(settings) as store:
-            return await store.read(lambda tx: _figures(tx, now))
+            # The schema of an older program lacks the tables of jobs.
+            current = schema_is_current(settings.database_url)
+            return await store.read(lambda tx: _figures(tx, now) | (_jobs(tx, now) if current else {}))
 
     figures = run(work())
     document = _surroundings(settings) | figures
@@ -147,7 +151,12 @@ def _show(invocation: Invocation) -> None:
         + (f", {issuer['days_left']} days left" if issuer["days_left"] is not None else "")
         for issuer in document["issuers"]
     ]
-    lines = [f"{key:<13} {value}" for key, value in document.items() if key != "issuers"]
+    shown = {key: value for key, value in document.items() if key not in {"issuers", "jobs"}}
+    if "jobs" in document:
+        jobs = document["jobs"]
+        failing = f", failing: {', '.join(jobs['failing'])} (see `privyseal job list`)" if jobs["failing"] else ""
+        shown["jobs"] = f"{jobs['known']}, {'led by a process' if jobs['led'] else 'nobody leads'}{failing}"
+    lines = [f"{key:<13} {value}" for key, value in shown.items()]
     invocation.result(document, "\n".join([*lines, *issuers]))
 
 
@@ -159,6 +168,12 @@ def _surroundings(settings: Settings) -> dict[str, Any]:
         "service": service_state(settings) or "not running",
         "schema": "current" if schema_is_current(settings.database_url) else "outdated",
     }
+
+
+def _jobs(transaction: Transaction, now: float) -> dict[str, Any]:
+    rows = all_jobs(transaction)
+    failing = [row.name for row in rows if row.failures_in_row]
+    return {"jobs": {"known": len(rows), "led": held(find_lease(transaction), now), "failing": failing}}
 
 
 def _figures(transaction: Transaction, now: float) -> dict[str, Any]:

@@ -89,6 +89,11 @@ class Hsm:
         """Whether keys may be in more than one token."""
         return bool(self._replicas)
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the modules."""
+        return sum(module.worker.waiting for module in self._modules.values())
+
     async def open_signing_key(
         self, uri: str, *, public_key: PublicKey | None = None, needed: bool = True
     ) -> SigningKey:

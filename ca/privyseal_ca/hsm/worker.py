@@ -46,6 +46,11 @@ class Worker:
         """Whether the caller is on this thread."""
         return threading.get_ident() == self._thread.ident
 
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for the thread."""
+        return self._requests.qsize()
+
     def hangs(self, patience: float) -> bool:
         """Whether one task has been running for more than ``patience`` seconds."""
         since = self._busy_since

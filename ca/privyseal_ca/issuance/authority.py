@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING
 import structlog
 
 from privyseal_ca.clock import Clock
-from privyseal_ca.errors import SignerMisconfiguredError, SignerUnavailableError, StoreError, StoreUnavailableError
+from privyseal_ca.errors import (
+    LintError,
+    ProfileRefusedError,
+    SignatureUncertainError,
+    SignerMisconfiguredError,
+    SignerUnavailableError,
+    StoreError,
+    StoreUnavailableError,
+)
 from privyseal_ca.issuance.check import check_certificate
 from privyseal_ca.issuance.intents import CEREMONY_REQUESTER, abandon_intent
 from privyseal_ca.issuance.issuers import Issuer, IssuerSet
@@ -42,6 +50,7 @@ from privyseal_ca.store.certificates import (
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.statement import Transaction
 from privyseal_ca.telemetry.metrics import Metrics
+from privyseal_ca.telemetry.tracing import NO_TRACING, Span, Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +87,7 @@ class Authority:
         clock: Clock,
         random_bytes: Callable[[int], bytes],
         metrics: Metrics,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._store = store
         self.issuers = issuers
@@ -85,6 +95,7 @@ class Authority:
         self._clock = clock
         self._random_bytes = random_bytes
         self._metrics = metrics
+        self._tracing = tracing
         self._in_flight: set[str] = set()
 
     async def issue(
@@ -105,6 +116,27 @@ class Authority:
             SignatureUncertainError: as before, after the serial was put on the revocation list.
             StoreError: the database failed. The intent may be left behind for :meth:`close_intents`.
         """
+        with self._tracing.span("issuance", requester.correlation) as span:
+            span.note("privyseal.profile", request.profile.name)
+            try:
+                row = await self._issue(request, requester, issuer, claim, complete, span)
+            except BaseException as error:
+                self._metrics.issuances.labels(request.profile.name, result_of(error)).inc()
+                raise
+        self._metrics.issuances.labels(request.profile.name, "issued").inc()
+        self._metrics.issued.labels(request.profile.name).inc()
+        return row
+
+    async def _issue(
+        self,
+        request: CertificateRequest,
+        requester: Requester,
+        issuer: Issuer | None,
+        claim: Claim,
+        complete: Completion,
+        span: Span,
+    ) -> CertificateRow:
+        """The cycle itself."""
         issuer = issuer or self.issuers.choose(request.profile, request.key_type)
         if not issuer.key.available:
             raise SignerUnavailableError("The token with the issuer's key is away.", hint="Try again later.")
@@ -116,6 +148,7 @@ class Authority:
             linted = self._linter.lint(template, issuer.identity)
         serial = serial_text(linted.serial)
         self._in_flight.add(serial)
+        span.note("privyseal.serial", serial)
         try:
             begin = partial(self._begin, request, requester, issuer, linted, claim)
             with self._stage("intent"):
@@ -144,7 +177,6 @@ class Authority:
                 raise
         finally:
             self._in_flight.discard(serial)
-        self._metrics.issued.labels(request.profile.name).inc()
         return row
 
     def _begin(
@@ -273,9 +305,17 @@ class Authority:
     def _stage(self, name: str) -> "Iterator[None]":
         begun = perf_counter()
         try:
-            yield
+            with self._tracing.span(name):
+                yield
         finally:
             self._metrics.stage_seconds.labels(name).observe(perf_counter() - begun)
+
+
+def result_of(error: BaseException) -> str:
+    """How an issuance that ended with ``error`` is counted."""
+    if isinstance(error, (ProfileRefusedError, LintError)):
+        return "refused"
+    return "uncertain" if isinstance(error, SignatureUncertainError) else "failed"
 
 
 async def _sign(issuer: Issuer, tbs: bytes) -> bytes:

@@ -74,6 +74,7 @@ class StoredOcsp:
         self._lifetime = settings.ocsp_lifetime
         self._room = max(2, settings.ocsp_queue)
         self._signing = 0
+        metrics.queue_depth.labels("ocsp").set_function(lambda: self._signing)
         self._flights: dict[tuple[OcspQuery, bool], asyncio.Task[OcspAnswer]] = {}
         self._unknown: OrderedDict[OcspQuery, OcspAnswer] = OrderedDict()
         self._listeners: list[Callable[[Iterable[str]], None]] = []

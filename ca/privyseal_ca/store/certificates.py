@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy import bindparam, delete, func, insert, select
 
 from privyseal_ca.store.statement import Statement, Transaction
 from privyseal_ca.store.tables import BlockedKey, Certificate, Intent, Revocation
@@ -39,6 +39,16 @@ _LIST = Statement(
     )
     .order_by(_certificate.c.serial)
     .limit(bindparam("count"))
+)
+#: More are not counted: the look stays short however many there are.
+COUNTED = 100_000
+_ENDING = Statement(
+    select(func.count()).select_from(
+        select(_certificate.c.not_after)
+        .where(_certificate.c.not_after > bindparam("after"), _certificate.c.not_after <= bindparam("until"))
+        .limit(COUNTED)
+        .subquery()
+    )
 )
 
 
@@ -123,6 +133,12 @@ def list_certificates(
         CertificateRow(*row)
         for row in transaction.all(_LIST, valid_at=valid_at, after=after, pattern=f"%{escaped}%", count=count)
     ]
+
+
+def count_ending(transaction: Transaction, *, after: int, until: int) -> int:
+    """How many certificates, revoked ones too, end later than ``after`` and not later than ``until``; at most :data:`COUNTED`."""
+    row = transaction.one(_ENDING, after=after, until=until)
+    return int(row[0]) if row else 0
 
 
 def add_revocation(transaction: Transaction, row: RevocationRow) -> None:

@@ -25,9 +25,9 @@ from privyseal_ca.store.issuers import find_fact
 from privyseal_ca.store.migrate import known_revisions, upgrade
 from privyseal_ca.store.statement import Row, Transaction
 
-#: Left out, for the service makes them again: nonces end with the process, and a kept OCSP response that says good would
-#: outlive a revocation that the backup does not know.
-DERIVED: Final = frozenset({"used_nonce", "ocsp_response"})
+#: Left out, for the service makes them again: nonces end with the process, a kept OCSP response that says good would
+#: outlive a revocation that the backup does not know, and who leads a service, and how its jobs go, ends with it.
+DERIVED: Final = frozenset({"used_nonce", "ocsp_response", "scheduler_lease", "job_run"})
 _VERSION_TABLE: Final = "alembic_version"
 #: The facts on how far OCSP responses are made: without responses they begin anew.
 _RESPONSES_MADE: Final = "DELETE FROM fact WHERE name LIKE 'ocsp-begun:%'"

@@ -18,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from privyseal_ca.errors import PrivySealError, StoreError, StoreUnavailableError
 from privyseal_ca.store.backends import Backend, ServiceLock
+from privyseal_ca.store.guards import guarded
 from privyseal_ca.store.lone_reader import LoneReader
 from privyseal_ca.store.statement import Transaction
 
@@ -41,14 +42,27 @@ _CHECKPOINT = 200
 _NEWEST, _SLOWEST = 0.1, 0.01
 
 
+class Watch(Protocol):
+    """Told of every group on the event loop; must not fail or wait. What ``waits`` gives comes back when its unit has ended."""
+
+    def waits(self) -> object | None:
+        """A unit begins to wait."""
+        ...
+
+    def committed(self, waited: Sequence[object], *, units: int, seconds: float, failed: bool) -> None:
+        """A group of so many ``units`` has ended; its commit took ``seconds``, which are 0 where it ``failed`` before."""
+        ...
+
+
 class _Pending:
     """A unit that waits, then its outcome."""
 
-    __slots__ = ("error", "future", "unit", "value")
+    __slots__ = ("error", "future", "mark", "unit", "value")
 
-    def __init__(self, unit: Unit[Any], future: "asyncio.Future[Any]") -> None:
+    def __init__(self, unit: Unit[Any], future: "asyncio.Future[Any]", mark: object | None) -> None:
         self.unit = unit
         self.future = future
+        self.mark = mark
         self.value: Any = None
         self.error: BaseException | None = None
 
@@ -94,6 +108,9 @@ class Store:
         #: How long a commit takes, in seconds; unknown at first, so the first ones are made off the loop.
         self._commit_seconds = _SLOWEST
         self._commits = 0
+        #: Of the group that is under way, once it is committed.
+        self._took = 0.0
+        self.watch: Watch | None = None
         #: Whether the last use of the database went well; readiness is derived from it.
         self.available = False
         #: Gives the error for every change, where none may be made now.
@@ -122,6 +139,11 @@ class Store:
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self._thread.start()
         self.available = True
+
+    @property
+    def waiting(self) -> int:
+        """How many units wait for a group."""
+        return len(self._waiting)
 
     def lock_service(self) -> ServiceLock:
         """Claim the database for this service until the result is closed.
@@ -166,7 +188,8 @@ class Store:
             raise StoreUnavailableError("The service is stopping.", hint="Try again in a moment.")
         if len(self._waiting) >= self._limit:
             raise StoreUnavailableError("Too many changes wait for the database.", hint="Try again in a moment.")
-        pending = _Pending(unit, self._loop.create_future())
+        mark = None if self.watch is None else self.watch.waits()
+        pending = _Pending(guarded(unit), self._loop.create_future(), mark)
         self._waiting.append(pending)
         if self._idle.is_set():
             self._idle.clear()
@@ -283,6 +306,10 @@ class Store:
         self._loop.call_soon_threadsafe(self._finish_group, group, lost)
 
     def _finish_group(self, group: Sequence[_Pending], lost: StoreError | None) -> None:
+        if self.watch is not None:
+            marks = [pending.mark for pending in group if pending.mark is not None]
+            self.watch.committed(marks, units=len(group), seconds=self._took, failed=lost is not None)
+            self._took = 0.0
         for pending in group:
             pending.settle()
         if lost is not None:
@@ -351,8 +378,8 @@ class Store:
     def _commit(self) -> None:
         begun = perf_counter()
         self._writer.execute("COMMIT")
-        took = min(perf_counter() - begun, _SLOWEST)
-        self._commit_seconds += (took - self._commit_seconds) * _NEWEST
+        self._took = perf_counter() - begun
+        self._commit_seconds += (min(self._took, _SLOWEST) - self._commit_seconds) * _NEWEST
         self._commits += 1
         self.available = True
 

@@ -149,6 +149,7 @@ class Certificate(SQLModel, table=True):
         Index("ix_certificate_requester", "requester"),
         Index("ix_certificate_spki", "spki_sha256"),
         Index("ix_certificate_ledger", "ledger_index"),
+        Index("ix_certificate_expiry", "not_after"),
     )
 
 
@@ -307,5 +308,51 @@ class Fact(SQLModel, table=True):
 
     name: str = Field(sa_column=Column(Text, primary_key=True))
     value: str = Field(sa_column=Column(Text, nullable=False))
+
+    __table_args__ = _CLUSTERED
+
+
+class SchedulerLease(SQLModel, table=True):
+    """Who does the work that one process does for all: one row, ``scheduler``, taken and renewed by compare-and-set."""
+
+    __tablename__ = "scheduler_lease"
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    #: A process's own random id; empty when the last one gave it up.
+    holder: str = Field(sa_column=Column(Text, nullable=False))
+    #: Grows whenever it is taken, by whomever: what an earlier holder still writes is known by it.
+    fence: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: Until when nobody else takes it, by the holder's clock.
+    until: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+    __table_args__ = _CLUSTERED
+
+
+class JobRun(SQLModel, table=True):
+    """How a piece of scheduled work goes. Only whoever leads writes here, but for ``asked``."""
+
+    __tablename__ = "job_run"
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    #: ``leader``, or ``process`` for what every process does: this is then how it goes in the leader's.
+    place: str = Field(sa_column=Column(Text, nullable=False))
+    #: Milliseconds from one end to the next beginning.
+    every: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: 0 while it was not.
+    last_started: int = Field(sa_column=Column(BigInteger, nullable=False))
+    last_finished: int = Field(sa_column=Column(BigInteger, nullable=False))
+    last_succeeded: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: Of the last run, in milliseconds.
+    duration: int = Field(sa_column=Column(BigInteger, nullable=False))
+    failures: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: 0 after a success.
+    failures_in_row: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: Why the last run failed; empty when it did not.
+    problem: str = Field(sa_column=Column(Text, nullable=False))
+    next_due: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: How often somebody asked for a run, and up to which of them that was done, with its problem.
+    asked: int = Field(sa_column=Column(BigInteger, nullable=False))
+    answered: int = Field(sa_column=Column(BigInteger, nullable=False))
+    answer: str = Field(sa_column=Column(Text, nullable=False))
 
     __table_args__ = _CLUSTERED

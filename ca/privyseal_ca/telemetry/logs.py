@@ -12,6 +12,7 @@ import orjson
 import structlog
 
 from privyseal_ca.sections import LogSettings
+from privyseal_ca.telemetry.tracing import TRACE_ID
 
 
 def configure_logs(settings: LogSettings) -> None:
@@ -19,6 +20,7 @@ def configure_logs(settings: LogSettings) -> None:
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     common: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
+        _add_trace,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     render: list[structlog.typing.Processor]
@@ -47,6 +49,13 @@ def configure_logs(settings: LogSettings) -> None:
     root.setLevel(max(level, logging.WARNING))
     for name in ("privyseal_ca", "privyseal_acme"):
         logging.getLogger(name).setLevel(level)
+
+
+def _add_trace(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The trace in which a line was written, where one is recorded."""
+    if trace := TRACE_ID.get():
+        event["trace"] = trace
+    return event
 
 
 class _Forward(logging.Handler):

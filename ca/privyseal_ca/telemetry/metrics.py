@@ -1,7 +1,22 @@
 """Prometheus metrics with few labels, never a certificate's name or serial (DESIGN section 8). ``docs/metrics.md`` lists them."""
 
+from typing import Final
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+#: What certificates that end are counted by: the name of each span of time, and its end in seconds from now.
+EXPIRING: Final = (
+    ("1h", 3600),
+    ("6h", 6 * 3600),
+    ("1d", 86400),
+    ("3d", 3 * 86400),
+    ("7d", 7 * 86400),
+    ("30d", 30 * 86400),
+    ("90d", 90 * 86400),
+    ("later", 2**62),
+)
+
+_COMMITS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _STAGES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -65,12 +80,80 @@ class Metrics:
             "When the server's own certificate ends, in seconds since the epoch.",
             registry=self.registry,
         )
+        self._add_work()
+        self._add_retention()
         self._add_crls()
         self._add_ocsp()
         self._add_watch()
         self._add_ledger()
         self._add_exports()
         self._add_witnesses()
+        self._add_jobs()
+
+    def _add_work(self) -> None:
+        self.issuances = Counter(
+            "privyseal_issuances",
+            "Ends of issuances by profile: issued, refused, failed, uncertain.",
+            ("profile", "result"),
+            registry=self.registry,
+        )
+        self.denied = Counter(
+            "privyseal_denied",
+            "Requests that limits, full queues or policy refused, by reason.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self.queue_depth = Gauge(
+            "privyseal_queue_depth",
+            "What waits or is being worked on: store, token, validation, orders, ocsp.",
+            ("queue",),
+            registry=self.registry,
+        )
+        self.commit_seconds = Histogram(
+            "privyseal_commit_seconds",
+            "Duration of each durable commit of the database, which a group of changes shares.",
+            buckets=_COMMITS,
+            registry=self.registry,
+        )
+        self.commit_failures = Counter(
+            "privyseal_commit_failures", "Groups of changes that the database did not take.", registry=self.registry
+        )
+        self.committed_units = Counter(
+            "privyseal_committed_changes", "Changes that were made durable, in groups.", registry=self.registry
+        )
+        self.probe_seconds = Histogram(
+            "privyseal_probe_seconds",
+            "Duration of each look at whether a part can be used, failed ones too: token, database.",
+            ("part",),
+            buckets=_STAGES,
+            registry=self.registry,
+        )
+        self.expiring = Gauge(
+            "privyseal_certificates_expiring",
+            "Certificates by how soon they end, each in one bucket; up to 100,000 of a bucket are counted.",
+            ("within",),
+            registry=self.registry,
+        )
+        self.trace_spans = Counter(
+            "privyseal_trace_spans",
+            "Spans that were to be sent to the collector: exported, dropped.",
+            ("result",),
+            registry=self.registry,
+        )
+
+    def _add_retention(self) -> None:
+        self.swept = Counter(
+            "privyseal_swept",
+            "Rows removed after their time: orders, authorizations.",
+            ("what",),
+            registry=self.registry,
+        )
+        self.retention_backlog = Gauge(
+            "privyseal_retention_backlog",
+            "Rows that are due and that the last sweep left to the next, counted up to 10,000: orders, authorizations.",
+            ("what",),
+            registry=self.registry,
+        )
 
     def _add_crls(self) -> None:
         self.crls_published = Counter("privyseal_crls_published", "CRLs published.", registry=self.registry)
@@ -180,6 +263,25 @@ class Metrics:
             "Whether the witness did what it was last asked for (1) or not (0).",
             ("witness",),
             registry=self.registry,
+        )
+
+    def _add_jobs(self) -> None:
+        self.scheduler_leader = Gauge(
+            "privyseal_scheduler_leader",
+            "Whether this process does the work that one does for all (1) or not (0).",
+            registry=self.registry,
+        )
+        self.job_last_success = Gauge(
+            "privyseal_job_last_success_seconds",
+            "When a job last ended without a problem, in seconds since the epoch.",
+            ("job",),
+            registry=self.registry,
+        )
+        self.job_duration = Gauge(
+            "privyseal_job_duration_seconds", "Duration of a job's last run.", ("job",), registry=self.registry
+        )
+        self.job_failures = Counter(
+            "privyseal_job_failures", "Runs of a job that failed.", ("job",), registry=self.registry
         )
 
     def _add_exports(self) -> None:
