@@ -32,6 +32,14 @@ class Attempt:
             failure = str(error)
             if failure != self._before:
                 _log.warning("background work failed", work=self._what, error=failure)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not this task was cancelled, but something that it waited for.
+            failure = "CancelledError"
+            if failure != self._before:
+                _log.exception("background work failed", work=self._what)
         except Exception as error:  # noqa: BLE001 (nobody waits for this task: what is to happen again must not end unnoticed)
             failure = type(error).__name__
             if failure != self._before:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 import structlog
 
 from privyseal_ca.clock import Clock
-from privyseal_ca.errors import LeaseLostError, StoreConflictError, StoreError
+from privyseal_ca.errors import LeaseLostError, PrivySealError, StoreConflictError
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.guards import guarding
 from privyseal_ca.store.scheduling import (
@@ -106,7 +106,8 @@ class Leadership:
         """Take the lease if nobody holds it; whether this process leads now.
 
         Somebody holds it until the time in its row, but not longer than the row has stayed the same for as long as a lease
-        lasts: where a clock was set back, that time may be far away. ``sole`` is for who knows that no other process uses the
+        lasts: where a clock was set back, that time may be far away. A row that names this process is nobody else's: its
+        answer got lost, or was refused while the row was locked. ``sole`` is for who knows that no other process uses the
         database: whatever the row says is then left over.
 
         Raises:
@@ -116,7 +117,8 @@ class Leadership:
         if row != self._seen or self._seen_at == -math.inf:
             self._seen, self._seen_at = row, begun
         free = row is None or row.until <= self._clock.now() or begun >= self._seen_at + self._seconds
-        if not (free or sole):
+        ours = row is not None and row.holder == self._holder
+        if not (free or ours or sole):
             return False
         until = self._until()
         try:
@@ -137,13 +139,13 @@ class Leadership:
         self._seen_at = -math.inf
 
     async def release(self) -> None:
-        """Give the lease up, so that the next one need not wait. Where the database is away, it ends by itself."""
+        """Give the lease up, so that the next one need not wait. Where nothing can be written, it ends by itself."""
         fence, self.fence = self.fence, None
         if fence is None:
             return
         try:
             await self._store.write(lambda tx: release_lease(tx, self._holder, fence))
-        except StoreError as error:
+        except PrivySealError as error:
             _log.warning("the lease ends by itself", error=str(error))
 
     def _until(self) -> int:

@@ -66,6 +66,11 @@ class Job:
         return self.every < _SHORT
 
 
+def _storable(problem: str) -> str:
+    """``problem`` as every database takes it: what cannot be stored would be in the way of the lease's renewal as well."""
+    return problem[:_PROBLEM].encode(errors="replace").decode().replace("\0", "?")
+
+
 def _forget(name: str, transaction: Transaction) -> None:
     remove_job(transaction, name)
 
@@ -200,10 +205,10 @@ class Scheduler:
         async with state.running:
             state.row = state.row._replace(last_started=int(self._clock.now()))
             begun, state.refused = time.monotonic(), False
-            problem = await state.attempt()
+            problem = _storable(await state.attempt())
             took = time.monotonic() - begun
             if not state.refused:
-                self._note(state, problem[:_PROBLEM], took)
+                self._note(state, problem, took)
             self._plan(state, self._delay(state))
             return problem
 
@@ -241,7 +246,22 @@ class Scheduler:
     # Who does it
 
     async def _tick(self) -> None:
-        """Renew or take the lease, look for requests, and mend what a clock that stepped has put in the wrong place."""
+        """Mend what a clock that stepped has put in the wrong place, renew or take the lease, and look for requests."""
+        # First, and shown last in any case: neither needs the database, which may be away.
+        for state in self._states.values():
+            if not state.job.short and self._has(state) and not state.running.locked() and self._misplanned(state):
+                self._plan(state, 0)
+        try:
+            await self._lead()
+        finally:
+            self._metrics.scheduler_leader.set(self._leadership.leads)
+        if self._leadership.leads:
+            for name, ticket in (await self._store.read(asked_jobs)).items():
+                if name in self._states and name not in self._asked:
+                    self._asked.add(name)
+                    self._begin(self._answer(self._states[name], ticket))
+
+    async def _lead(self) -> None:
         if self._leadership.fence is None:
             # What another took from this one later is no leftover.
             self._sole = not await self._leadership.take(sole=self._sole) and self._sole
@@ -249,15 +269,6 @@ class Scheduler:
             await self._report()
         if self._leadership.fence is not None and self._led != self._leadership.fence:
             await self._take_over()
-        self._metrics.scheduler_leader.set(self._leadership.leads)
-        for state in self._states.values():
-            if not state.job.short and self._has(state) and not state.running.locked() and self._misplanned(state):
-                self._plan(state, 0)
-        if self._leadership.leads:
-            for name, ticket in (await self._store.read(asked_jobs)).items():
-                if name in self._states and name not in self._asked:
-                    self._asked.add(name)
-                    self._begin(self._answer(self._states[name], ticket))
 
     async def _report(self) -> None:
         """Renew the lease, and store what has changed."""
@@ -312,7 +323,7 @@ class Scheduler:
 
             def unit(transaction: Transaction) -> None:
                 report_jobs(transaction, [row])
-                answer_job(transaction, name, ticket, problem[:_PROBLEM])
+                answer_job(transaction, name, ticket, problem)
 
             with self._leadership.guarding():
                 await self._store.write(unit)

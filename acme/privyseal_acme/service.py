@@ -370,3 +370,5 @@ async def _keep(lock: ServiceLock, keeper: CheckpointKeeper, lost: asyncio.Event
             lost.set()
         except PrivySealError as error:
             _log.warning("the claim on the database cannot be checked", error=str(error))
+        except Exception:  # noqa: BLE001 (nobody waits for this task: watching must not end unnoticed)
+            _log.exception("the claim on the database cannot be checked")

@@ -14,7 +14,7 @@ from sqlalchemy import delete, insert, select
 from fakes.postgresql import Postgresql
 from fakes.service import FakeClock
 from privyseal_acme.leases import Leadership
-from privyseal_ca.errors import LeaseLostError
+from privyseal_ca.errors import LeaseLostError, LedgerBehindError
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.migrate import migrate
@@ -158,6 +158,30 @@ async def test_who_takes_it_back_does_not_revive_what_was_refused(stores: list[S
     assert first.leadership.fence == 3
     with work_of_the_first_term, pytest.raises(LeaseLostError):
         await stores[0].write(add("of the first term"))
+
+
+async def test_what_is_still_its_own_is_not_waited_for(stores: list[Store]) -> None:
+    """The answer to a taking was lost, or the row was locked for a moment when it was renewed."""
+    first, second = Member(stores[0], "first"), Member(stores[1], "second")
+    assert await first.leadership.take()
+    work_of_the_first_term = first.leadership.guarding()
+    first.leadership.lose()
+    assert not await second.leadership.take()
+    assert await first.leadership.take()
+    assert first.leadership.fence == 2
+    with work_of_the_first_term, pytest.raises(LeaseLostError):
+        await stores[0].write(add("of the first term"))
+
+
+async def test_a_database_that_must_not_be_changed_keeps_nobody_from_stopping(stores: list[Store]) -> None:
+    member = Member(stores[0], "first")
+    assert await member.leadership.take()
+    stores[0].refusal = lambda: LedgerBehindError("It was put back.")
+    await member.leadership.release()
+    assert member.leadership.fence is None
+    row = await stores[0].read(find_lease)
+    assert row is not None
+    assert row.holder == "first", "nothing was written"
 
 
 async def test_a_clock_that_is_ahead_costs_a_change_and_no_more(stores: list[Store]) -> None:

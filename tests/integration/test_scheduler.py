@@ -15,7 +15,7 @@ from fakes.service import FakeClock
 from privyseal_acme import scheduler as module
 from privyseal_acme.leases import Leadership
 from privyseal_acme.scheduler import PROCESS, Job, Scheduler
-from privyseal_ca.errors import LeaseLostError, SignerUnavailableError
+from privyseal_ca.errors import LeaseLostError, SignerUnavailableError, StoreUnavailableError
 from privyseal_ca.store.backends import backend_for
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.scheduling import JobRow, all_jobs, ask_for_job, find_job, find_lease, report_jobs
@@ -242,6 +242,20 @@ async def test_a_clock_that_steps_makes_work_due_once(world: World, step: float)
     assert (work.count, own.count) == (2, 1)
 
 
+async def test_a_clock_that_steps_while_the_database_is_away(world: World) -> None:
+    """What a process does for itself goes on, and nobody says that it leads whose lease has ended."""
+    store, own = await world.store(), Runs()
+    scheduler = await world.start("first", [Job("own", 3600, own, PROCESS)], store=store)
+    assert metric(scheduler, "privyseal_scheduler_leader") == 1
+    store.refusal = lambda: StoreUnavailableError("The disk is full.")
+    scheduler._leadership._renewed = scheduler._leadership._sure_until = float("-inf")
+    world.clock.advance(-7200)
+    await until(lambda: own.count == 1)
+    await until(lambda: metric(scheduler, "privyseal_scheduler_leader") == 0)
+    store.refusal = None
+    await until(lambda: metric(scheduler, "privyseal_scheduler_leader") == 1)
+
+
 async def test_a_clock_that_steps_a_little_changes_nothing(world: World) -> None:
     work = Runs()
     await world.start("first", [Job("work", 3600, work)])
@@ -268,6 +282,34 @@ async def test_failing_work_is_shown_and_tried_again(world: World, monkeypatch: 
     assert (row.failures, row.last_succeeded) == (2, int(world.clock.now()))
     assert metric(scheduler, "privyseal_job_failures_total", job="work") == 2
     assert metric(scheduler, "privyseal_job_last_success_seconds", job="work") == int(world.clock.now())
+
+
+async def test_a_problem_that_no_database_takes_costs_nobody_the_lease(world: World) -> None:
+    work = Runs(SignerUnavailableError("The token \0\udcff is away."))
+    scheduler = await world.start("first", [Job("work", 3600, work)])
+
+    async def shown() -> bool:
+        return (await world.row("work")).problem == "The token ?? is away."
+
+    await until(shown)
+    await until(lambda: not any(state.urgent for state in scheduler._states.values()))
+    assert scheduler._leadership.leads
+
+
+async def test_work_that_was_cut_short_from_inside_is_done_again(world: World) -> None:
+    runs = 0
+
+    async def work() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            gone = asyncio.get_running_loop().create_future()
+            gone.cancel()
+            await gone
+
+    scheduler = await world.start("first", [Job("work", 0.02, work)])
+    await until(lambda: runs > 2)
+    assert metric(scheduler, "privyseal_job_failures_total", job="work") == 1
 
 
 async def test_work_that_does_not_end_is_stopped_and_shown(world: World) -> None:

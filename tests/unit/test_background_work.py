@@ -103,8 +103,8 @@ async def test_a_service_that_lost_its_database_is_told_once_it_is_certain(monke
 
 async def test_so_is_one_whose_database_was_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_LOCK_SECONDS", 0)
-    keeper = Keeper(None, StoreUnavailableError("away"), LedgerBehindError("put back"))
+    keeper = Keeper(None, StoreUnavailableError("away"), RuntimeError("a defect"), LedgerBehindError("put back"))
     lost = asyncio.Event()
-    await asyncio.wait_for(_keep(Claim(None, None, None), keeper, lost), 10)  # type: ignore[arg-type]
+    await asyncio.wait_for(_keep(Claim(None, None, None, None), keeper, lost), 10)  # type: ignore[arg-type]
     assert lost.is_set()
     assert next(keeper.answers, "none left") == "none left"
