@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 
 import psycopg
@@ -50,11 +52,11 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory, dns_server: Knot, http01: Http01) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("postgresql-faults")
-    folder.parent.parent.chmod(0o755)  # the server runs as somebody else
-    folder.parent.chmod(0o755)
-    folder.chmod(0o755)
-    disk = FaultyDisk(folder, "/base/")
-    with cluster(disk.environment) as database:
+    with TemporaryDirectory(prefix="privyseal-disk-") as elsewhere, ExitStack() as stack:
+        # The server runs as somebody else, who has no way into the tests' own folders.
+        Path(elsewhere).chmod(0o755)
+        disk = FaultyDisk(Path(elsewhere), "/base/")
+        database = stack.enter_context(cluster(disk.environment))
         settings = {
             "DATABASE__URL": database.new_database(),
             "DATABASE__TIMEOUT": "2",
@@ -138,17 +140,19 @@ def test_it_stops_and_goes_on(scene: Scene, fault: Fault) -> None:
     eventually(lambda: ask(certificate, issuer).response_status is ocsp.OCSPResponseStatus.SUCCESSFUL)
     fetch_crl(crl_url(certificate))
     scene.client.refused = 0
+    lifted = Event()
     with ThreadPoolExecutor(1) as pool:
         with fault(scene):
             # A full disk is met when a table has to grow: some orders may still find room.
-            lifted = Event()
             waiting = pool.submit(lambda: scene.issue_until(lifted))
-            eventually(lambda: scene.client.refused > 0, seconds=15)
-            eventually(lambda: not readiness(scene.server.http_url)["ready"], seconds=10)
-            assert ask(certificate, issuer).certificate_status is ocsp.OCSPCertStatus.GOOD
-            assert fetch_crl(crl_url(certificate)).issuer == issuer.subject
-            assert not waiting.done()
-        lifted.set()
+            try:
+                eventually(lambda: scene.client.refused > 0, seconds=15)
+                eventually(lambda: not readiness(scene.server.http_url)["ready"], seconds=10)
+                assert ask(certificate, issuer).certificate_status is ocsp.OCSPCertStatus.GOOD
+                assert fetch_crl(crl_url(certificate)).issuer == issuer.subject
+                assert not waiting.done()
+            finally:
+                lifted.set()
         waiting.result()
         scene.issue()
     eventually(lambda: readiness(scene.server.http_url)["ready"], seconds=10)
