@@ -8,6 +8,7 @@ from pathlib import Path
 from privyseal_ca.config import ROOTS_FILE, SETTINGS_FILE
 from privyseal_ca.errors import ConfigurationError
 from privyseal_ca.hsm.softhsm import CONF_FILE, TOKENS_DIRECTORY
+from privyseal_ca.hsm.softhsm_guard import COPIES_DIRECTORY
 
 SECRETS_DIRECTORY = "secrets"
 DATABASE_FILE = "privyseal.db"
@@ -16,7 +17,16 @@ REQUEST_SUFFIX = ".csr"
 
 #: What a home may hold before its ceremony: what operators put there, and what an interrupted ceremony left.
 _OURS = frozenset(
-    {SETTINGS_FILE, ROOTS_FILE, CONF_FILE, TOKENS_DIRECTORY, SECRETS_DIRECTORY, PROFILES_DIRECTORY, DATABASE_FILE}
+    {
+        SETTINGS_FILE,
+        ROOTS_FILE,
+        CONF_FILE,
+        TOKENS_DIRECTORY,
+        COPIES_DIRECTORY,
+        SECRETS_DIRECTORY,
+        PROFILES_DIRECTORY,
+        DATABASE_FILE,
+    }
 )
 
 

@@ -27,6 +27,7 @@ from privyseal_ca.ceremony.transcript import CEREMONY_FACT, FINISHED
 from privyseal_ca.clock import Clock, rfc3339
 from privyseal_ca.config import SETTINGS_FILE, Settings, load_settings
 from privyseal_ca.errors import BackupError
+from privyseal_ca.hsm.softhsm_guard import COPIES_DIRECTORY
 from privyseal_ca.issuance.record import issued_entry
 from privyseal_ca.ledger.audit import Auditor, AuditReport
 from privyseal_ca.recovery.archive import Identity
@@ -48,7 +49,7 @@ _FILES: Final = b"files\n"
 #: The value of the fact ``ceremony`` as long.
 RESTORING: Final = "restoring"
 #: What may be in the home before: PINs that were put back, the newest checkpoint, what file systems put into their root.
-_WELCOME: Final = frozenset({SECRETS_DIRECTORY, str(LedgerSettings().kept_checkpoint), "lost+found"})
+_WELCOME: Final = frozenset({SECRETS_DIRECTORY, COPIES_DIRECTORY, str(LedgerSettings().kept_checkpoint), "lost+found"})
 _SQLITE: Final = "sqlite:///"
 
 
