@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import shutil
 import socket
 import subprocess
@@ -18,15 +19,20 @@ import dns.update
 LOOPBACK = "127.0.0.1"
 
 
+#: Below the ports that the system gives to outgoing connections: who asks again and again whether something listens on one of
+#: those is given the very port in the end, is connected to itself, and takes the port away from who was to listen on it.
+_PORTS = (20_000, 32_000)
+_random = random.SystemRandom()
+
+
 def free_port() -> int:
     """A port that is free for UDP and TCP on both loopback addresses."""
     for _ in range(50):
         with contextlib.ExitStack() as sockets:
-            first = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            first.bind((LOOPBACK, 0))
-            port: int = first.getsockname()[1]
+            port = _random.randrange(*_PORTS)
             try:
                 for family, kind, host in (
+                    (socket.AF_INET, socket.SOCK_DGRAM, LOOPBACK),
                     (socket.AF_INET, socket.SOCK_STREAM, LOOPBACK),
                     (socket.AF_INET6, socket.SOCK_STREAM, "::1"),
                     (socket.AF_INET6, socket.SOCK_DGRAM, "::1"),
