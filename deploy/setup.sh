@@ -62,6 +62,7 @@ if [ "$mode" = test ]; then
     want nginx file /usr/sbin/nginx
     want haproxy file /usr/sbin/haproxy
     want socat has socat
+    want jq has jq
     want rsyslog file /usr/sbin/rsyslogd
     want rsyslog-openssl file /usr/lib/*/rsyslog/lmnsd_ossl.so /usr/lib64/rsyslog/lmnsd_ossl.so
     want apache2-bin file /usr/lib/apache2/modules/mod_ssl.so
@@ -69,6 +70,11 @@ if [ "$mode" = test ]; then
     want golang-golang-x-crypto-dev file /usr/share/gocode/src/golang.org/x/crypto/ocsp
     want golang-golang-x-mod-dev file /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog
     want default-jdk-headless has javac
+    # Renewal by mod_md, alert rules and a scrape by Prometheus, reports in a browser.
+    want libapache2-mod-md file /usr/lib/apache2/modules/mod_md.so
+    want prometheus has promtool
+    want chromium has chromium
+    want chromium-driver has chromedriver
 fi
 
 install_packages() {
