@@ -42,13 +42,14 @@ format: setup-test ## write the code in its one form
 	$(BIN)/ruff check --fix .
 
 test: setup-test ## every test, real clients and servers included
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-bench: setup-test ## what a certificate, an OCSP answer and a CRL cost, how soon a revocation is seen, how even renewals are
+bench: setup-test ## what a certificate, an OCSP answer and a CRL cost, how soon a revocation is seen, how even renewals are, how long a survey takes
 	$(BIN)/python tests/bench/orders.py
 	$(BIN)/python tests/bench/status.py
 	$(BIN)/python tests/bench/crls.py
 	$(BIN)/python tests/bench/renewals.py
+	$(BIN)/python tests/bench/fleet.py
 
 chaos: setup-test ## kill and break a real service under load, hundreds of times, and count the cost (ROUNDS, SEED)
 	PYTHONPATH=tests $(BIN)/python -m chaos --rounds "$(ROUNDS)" --seed "$(SEED)"

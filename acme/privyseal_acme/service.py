@@ -18,6 +18,8 @@ from privyseal_acme.flow.authorizations import AuthorizationFlow
 from privyseal_acme.flow.certificates import CertificateFlow
 from privyseal_acme.flow.context import Context
 from privyseal_acme.flow.finalize import IssuanceDesk
+from privyseal_acme.flow.fleet import Fleet
+from privyseal_acme.flow.notifications import Notifier
 from privyseal_acme.flow.orders import OrderFlow
 from privyseal_acme.flow.retention import Retention
 from privyseal_acme.flow.validation import ValidationQueue
@@ -43,6 +45,7 @@ from privyseal_acme.validation.validator import Validator
 from privyseal_acme.web.app import acme_app
 from privyseal_acme.web.authenticate import Authenticator
 from privyseal_acme.web.routes import Routes
+from privyseal_ca.cli.version import program_version
 from privyseal_ca.clock import Clock, SystemClock
 from privyseal_ca.config import Settings
 from privyseal_ca.errors import (
@@ -56,15 +59,18 @@ from privyseal_ca.errors import (
 from privyseal_ca.export.figures import export_figures
 from privyseal_ca.hsm.pkcs11 import Hsm
 from privyseal_ca.issuance.authority import Authority
+from privyseal_ca.issuance.figures import show_issuers
 from privyseal_ca.issuance.lint import Linter
 from privyseal_ca.ledger.access import entries_access
 from privyseal_ca.ledger.ca_entries import index_ca_entries
 from privyseal_ca.ledger.checkpoints import Checkpointer
+from privyseal_ca.ledger.completeness import Completeness
 from privyseal_ca.ledger.entries import SERVICE_ACTOR, Kind, Payload, encode_entry
 from privyseal_ca.ledger.log import append
 from privyseal_ca.ledger.served import StoredLedger
 from privyseal_ca.policy.keys import KeyPolicy
 from privyseal_ca.policy.names import NamePolicy
+from privyseal_ca.recovery.scheduled import ScheduledBackups
 from privyseal_ca.sections import parse_listener
 from privyseal_ca.store.backends import ServiceLock
 from privyseal_ca.store.engine import Store
@@ -90,6 +96,8 @@ _CHECKPOINT_SECONDS = 0.5
 _KEPT_SECONDS = 5.0
 _EXPORT_SECONDS = 15.0
 _RETENTION_SECONDS = 60.0
+_FLEET_SECONDS = 15.0
+_BACKUP_LIMIT = 6 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,7 @@ class Service:
     #: Set when another service has claimed the database, or it was put back: this one must stop.
     lost: asyncio.Event
     keeper: CheckpointKeeper
+    fleet: Fleet
     #: The bound ports, for when the settings said 0.
     https_port: int
     http_port: int
@@ -247,13 +256,22 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         stack.push_async_callback(desk.close, grace)
         validations = ValidationQueue(context, Validator(settings.validation, clock=context.clock))
         stack.push_async_callback(validations.close)
+        certificate_flow = CertificateFlow(context, publication.ocsp.announce)
+        fleet = Fleet.of(context, certificate_flow.renewal)
+        notifier = Notifier(
+            store=context.store,
+            settings=settings,
+            clock=context.clock,
+            random_bytes=context.random_bytes,
+            metrics=context.metrics,
+        )
         routes = Routes(
             context,
             Authenticator(context, nonces),
             account_flow=AccountFlow(context),
             order_flow=order_flow,
             authorization_flow=AuthorizationFlow(context, validations),
-            certificate_flow=CertificateFlow(context, publication.ocsp.announce),
+            certificate_flow=certificate_flow,
             desk=desk,
         )
         tls = ServerTls(
@@ -269,6 +287,9 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
         await begin("checkpoints", checkpointer.sign_due)
         expiring = partial(count_expiring, context.store, context.metrics, context.clock)
         await begin("certificates that end", expiring)
+        issuer_figures = partial(show_issuers, context.authority.issuers, context.metrics)
+        await issuer_figures()
+        await begin("what falls due", partial(certificate_flow.renewal.count, 1.0))
         readiness = readiness_check(
             context, foundation.hsm, publication.reason, lambda: checkpointer.refused, lambda: checkpointer.overdue
         )
@@ -301,15 +322,20 @@ async def running(settings: Settings, parts: Parts | None = None) -> AsyncIterat
                 Job("checkpoints", _CHECKPOINT_SECONDS, checkpointer.sign_due, PROCESS),
                 Job("expiring", _SWEEP_SECONDS, expiring, PROCESS),
                 Job("checkpoint-copy", _KEPT_SECONDS, keeper.keep, PROCESS),
+                Job("issuer-figures", _SWEEP_SECONDS, issuer_figures, PROCESS),
+                Job("renewal-counts", _SWEEP_SECONDS, certificate_flow.renewal.count, PROCESS),
                 *publication.jobs(),
                 *_sweeps(context),
+                *_fleet_jobs(fleet),
+                Job("notifications", _SWEEP_SECONDS, notifier.run),
+                *_backups(context),
             ],
         )
         await stack.enter_async_context(scheduler.running())
         await stack.enter_async_context(https)
         # Last: a readiness probe that is answered finds everything else answering.
         await stack.enter_async_context(http)
-        yield Service(context, desk, validations, publication, tls, lost, keeper, https.port, http.port)
+        yield Service(context, desk, validations, publication, tls, lost, keeper, fleet, https.port, http.port)
 
 
 def _sweeps(context: Context) -> list[Job]:
@@ -319,8 +345,35 @@ def _sweeps(context: Context) -> list[Job]:
     return [
         Job("intents", _SWEEP_SECONDS, context.authority.close_intents),
         Job("retention", _RETENTION_SECONDS, retention.sweep),
+        Job("completeness", _SWEEP_SECONDS, Completeness(store=store, clock=clock, metrics=metrics).look),
         Job("export-figures", _EXPORT_SECONDS, partial(export_figures, store, metrics, clock)),
     ]
+
+
+def _fleet_jobs(fleet: Fleet) -> list[Job]:
+    """What is known of workloads and told of them."""
+    return [
+        Job("fleet-notes", _FLEET_SECONDS, fleet.follower.write_notes, PROCESS),
+        Job("fleet-follow", _FLEET_SECONDS, fleet.follower.follow),
+        Job("fleet-states", _FLEET_SECONDS, fleet.judge.judge),
+        Job("fleet-figures", _SWEEP_SECONDS, fleet.gauges.show),
+    ]
+
+
+def _backups(context: Context) -> list[Job]:
+    """What makes backups, where a folder is set for them."""
+    if context.settings.backup.folder is None:
+        return []
+    backups = ScheduledBackups(
+        context.settings,
+        context.settings.backup,
+        store=context.store,
+        clock=context.clock,
+        metrics=context.metrics,
+        program=program_version(),
+        correlation=lambda: new_id(context.random_bytes(16)),
+    )
+    return [Job("backup", _SWEEP_SECONDS, backups.run, limit=_BACKUP_LIMIT)]
 
 
 def _scheduler(context: Context, jobs: list[Job]) -> Scheduler:

@@ -20,6 +20,8 @@ from pydantic_settings import (
 )
 
 from privyseal_ca.errors import ConfigurationError
+from privyseal_ca.fleet_sections import FleetSettings
+from privyseal_ca.notification_sections import NotificationSettings
 from privyseal_ca.sections import (
     AcmeSettings,
     DatabaseSettings,
@@ -38,6 +40,7 @@ from privyseal_ca.sections import (
     TelemetrySettings,
     ValidationSettings,
 )
+from privyseal_ca.upkeep_sections import BackupSettings
 
 SETTINGS_FILE = "privyseal.toml"
 ROOTS_FILE = "roots.pem"
@@ -82,7 +85,10 @@ class Settings(BaseSettings):
     status: StatusSettings = Field(default_factory=StatusSettings)
     ledger: LedgerSettings = Field(default_factory=LedgerSettings)
     renewal: RenewalSettings = Field(default_factory=RenewalSettings)
+    fleet: FleetSettings = Field(default_factory=FleetSettings)
+    notifications: NotificationSettings = Field(default_factory=NotificationSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    backup: BackupSettings = Field(default_factory=BackupSettings)
     scheduler: SchedulerSettings = Field(default_factory=SchedulerSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)

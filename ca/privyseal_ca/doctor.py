@@ -34,6 +34,7 @@ from privyseal_ca.ledger.audit_tables import end_of_ledger
 from privyseal_ca.ledger.crl_reader import CrlReader, MalformedCrlError
 from privyseal_ca.ledger.entries import decode_entry
 from privyseal_ca.ledger.log import entries
+from privyseal_ca.notify.checking import check_route, open_templates
 from privyseal_ca.recovery.facts import restored_fact, unsettled
 from privyseal_ca.recovery.guard import require_continuation
 from privyseal_ca.recovery.outside import log_identity, look_outside
@@ -89,6 +90,7 @@ class Doctor:
         local: list[tuple[str, Callable[[], Awaitable[Finding]]]] = [
             ("home", self._check_home),
             ("profiles", self._check_profiles),
+            ("notifications", self._check_notifications),
             ("schema", self._check_schema),
         ]
         usable = True
@@ -208,6 +210,16 @@ class Doctor:
                 f"Set issuance.default_profile to one of {', '.join(profiles)}.",
             )
         return Finding(Level.OK, "profiles", f"{', '.join(profiles)}; {default} is the default")
+
+    async def _check_notifications(self) -> Finding:
+        open_templates(self._settings)
+        routes = self._settings.notifications.routes
+        for route in routes:
+            await check_route(self._settings, route)
+        names = ", ".join(route.name for route in routes)
+        return Finding(
+            Level.OK, "notifications", f"routes: {names}" if names else "no routes: nobody is told of anything"
+        )
 
     async def _check_schema(self) -> Finding:
         state = ceremony_state(self._settings, self._backend())

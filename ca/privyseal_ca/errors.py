@@ -152,3 +152,7 @@ class SplitViewError(LedgerError):
 
 class ExportError(PrivySealError):
     """Entries could not be handed on."""
+
+
+class NotificationError(PrivySealError):
+    """A message could not be delivered, or a route or template cannot be used as it is."""

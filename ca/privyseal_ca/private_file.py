@@ -1,4 +1,4 @@
-"""A secret of one line in a file that nobody else may read, shown nowhere (promise P10)."""
+"""Secrets in files that nobody else may read, shown nowhere (promise P10)."""
 
 import os
 import stat
@@ -19,6 +19,36 @@ def read_private_line(path: Path, *, what: str, shortest: int) -> bytes:
     Raises:
         ConfigurationError: the file is not there, not private, not regular, or not such a line.
     """
+    content = _read(path, LONGEST + 3, what)
+    line = content.removesuffix(b"\n").removesuffix(b"\r")
+    if not shortest <= len(line) <= LONGEST or not all(0x21 <= octet <= 0x7E for octet in line):
+        raise ConfigurationError(
+            f"The file {path} with {what} does not hold one line of {shortest} to {LONGEST} printable ASCII characters "
+            "without spaces.",
+            hint="Make one with: openssl rand -hex 32",
+        )
+    return line
+
+
+def read_private_lines(path: Path, *, what: str, most: int) -> list[str]:
+    """The lines of the file at ``path``, which has up to ``most`` bytes of UTF-8 text, without their ends.
+
+    Raises:
+        ConfigurationError: the file is not there, not private, not regular, too long or no text.
+    """
+    content = _read(path, most + 1, what)
+    if len(content) > most:
+        raise ConfigurationError(
+            f"The file {path} with {what} has more than {most} bytes.", hint="Keep to what belongs into it."
+        )
+    try:
+        return content.decode().splitlines()
+    except UnicodeDecodeError:
+        # Without its cause, which holds the content.
+        raise ConfigurationError(f"The file {path} with {what} is not UTF-8 text.", hint="Write it as such.") from None
+
+
+def _read(path: Path, count: int, what: str) -> bytes:
     try:
         # O_NONBLOCK: a FIFO in its place must not stop us; symbolic links are followed, as secrets are mounted with them.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -29,17 +59,9 @@ def read_private_line(path: Path, *, what: str, shortest: int) -> bytes:
         ) from error
     try:
         _check(path, os.fstat(descriptor), what)
-        content = os.read(descriptor, LONGEST + 3)
+        return os.read(descriptor, count)
     finally:
         os.close(descriptor)
-    line = content.removesuffix(b"\n").removesuffix(b"\r")
-    if not shortest <= len(line) <= LONGEST or not all(0x21 <= octet <= 0x7E for octet in line):
-        raise ConfigurationError(
-            f"The file {path} with {what} does not hold one line of {shortest} to {LONGEST} printable ASCII characters "
-            "without spaces.",
-            hint="Make one with: openssl rand -hex 32",
-        )
-    return line
 
 
 def _check(path: Path, status: os.stat_result, what: str) -> None:

@@ -44,11 +44,13 @@ SPECIAL_USE_SUFFIXES = (
 )
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A section of the settings: frozen, without unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """Where the service listens and what it is called from outside."""
 
     https: str = Field("127.0.0.1:8443", description="Address and port of the TLS listener: ACME under `/acme/`.")
@@ -108,7 +110,7 @@ class ServerSettings(_Section):
         return self.http_url or f"http://{_reachable(self.http, 80)}"
 
 
-class DatabaseSettings(_Section):
+class DatabaseSettings(Section):
     """Where state is kept."""
 
     url: str = Field(
@@ -129,7 +131,7 @@ class DatabaseSettings(_Section):
     )
 
 
-class HsmSettings(_Section):
+class HsmSettings(Section):
     """How the PKCS#11 token is reached. Which keys it holds is recorded with each issuer."""
 
     pin_file: Path | None = Field(
@@ -162,7 +164,7 @@ class HsmSettings(_Section):
     )
 
 
-class ValidationSettings(_Section):
+class ValidationSettings(Section):
     """How control over names is checked."""
 
     http_port: int = Field(80, ge=1, le=65535, description="Port of http-01 (RFC 8555 section 8.3).")
@@ -214,7 +216,7 @@ class ValidationSettings(_Section):
         return self
 
 
-class AcmeSettings(_Section):
+class AcmeSettings(Section):
     """The ACME server (RFC 8555)."""
 
     terms_of_service: str = Field("", description="URL of the terms; when set, new accounts must agree to them.")
@@ -247,7 +249,7 @@ class AcmeSettings(_Section):
     )
 
 
-class LimitSettings(_Section):
+class LimitSettings(Section):
     """Rate limits: `N` events per `period` seconds, in bursts of up to `N`; 0 turns a limit off."""
 
     new_accounts: int = Field(50_000, ge=0, description="New accounts from one address.")
@@ -264,7 +266,7 @@ class LimitSettings(_Section):
     failed_validations_period: int = Field(3600, ge=1, description="Period of `failed_validations`.")
 
 
-class PolicySettings(_Section):
+class PolicySettings(Section):
     """Which names an account may have. Deny wins over allow; what neither names is refused (promise P11).
 
     A DNS entry is a suffix, such as `corp.example`: the name itself and everything below it. An entry that holds `*`
@@ -288,7 +290,7 @@ class PolicySettings(_Section):
     profiles: tuple[str, ...] = Field((), description="Profiles that may be used. All when empty.")
 
 
-class KeyPolicySettings(_Section):
+class KeyPolicySettings(Section):
     """Which public keys are good enough."""
 
     min_rsa_bits: int = Field(2048, ge=2048, le=8192, description="Smallest RSA modulus.")
@@ -299,7 +301,7 @@ class KeyPolicySettings(_Section):
     )
 
 
-class IssuanceSettings(_Section):
+class IssuanceSettings(Section):
     """How certificates are issued."""
 
     default_profile: str = Field("mtls", description="Profile of orders that name none.")
@@ -309,7 +311,7 @@ class IssuanceSettings(_Section):
     )
 
 
-class StatusSettings(_Section):
+class StatusSettings(Section):
     """Revocation: CRLs, OCSP, and how both are watched."""
 
     interval: float = Field(
@@ -399,7 +401,7 @@ class StatusSettings(_Section):
         return self
 
 
-class WitnessSettings(_Section):
+class WitnessSettings(Section):
     """A witness that cosigns this ledger's checkpoints (C2SP tlog-witness)."""
 
     vkey: str = Field(description="Its verification key for cosignatures, as `privyseal witness vkey` prints it there.")
@@ -413,7 +415,7 @@ class WitnessSettings(_Section):
     )
 
 
-class LedgerSettings(_Section):
+class LedgerSettings(Section):
     """What is served of the ledger, who cosigns it, and where its newest checkpoint is kept outside.
 
     Checkpoints, hashes and receipts are open to everybody.
@@ -480,7 +482,7 @@ class LedgerSettings(_Section):
         return self
 
 
-class RenewalSettings(_Section):
+class RenewalSettings(Section):
     """When clients that ask are told to renew (ARI, RFC 9773)."""
 
     capacity: float = Field(
@@ -539,7 +541,7 @@ class RenewalSettings(_Section):
         return self
 
 
-class RetentionSettings(_Section):
+class RetentionSettings(Section):
     """How long what has ended is kept. Accounts, certificates, revocations and ledger entries are kept for ever."""
 
     orders: int = Field(
@@ -558,7 +560,7 @@ class RetentionSettings(_Section):
     )
 
 
-class SchedulerSettings(_Section):
+class SchedulerSettings(Section):
     """Work that is due again and again."""
 
     lease: float = Field(
@@ -570,14 +572,14 @@ class SchedulerSettings(_Section):
     )
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """What is logged, and how."""
 
     format: str = Field("json", pattern="^(json|text)$", description="`json` or `text`, on standard error.")
     level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe event that is logged.")
 
 
-class TelemetrySettings(_Section):
+class TelemetrySettings(Section):
     """Traces of requests, for a collector that speaks OTLP over HTTP. Metrics need no settings."""
 
     otlp_endpoint: str = Field(

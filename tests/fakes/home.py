@@ -28,6 +28,7 @@ from typing import Any
 import pytest
 
 from fakes.dns import LOOPBACK, free_port
+from fakes.softhsm import kept_tokens
 from privyseal_acme.opening import open_hsm, open_store
 from privyseal_ca.ceremony.initialise import Surroundings, initialise
 from privyseal_ca.ceremony.ledger_key import ledger_key
@@ -81,7 +82,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, softhsm_home: Path, softhsm_m
         await initialise(directory, plan, FirstSettings(), embedded=True, root_pin_file=None, surroundings=surroundings)
         await _first_start(load_settings(directory))
 
-    with ThreadPoolExecutor(1) as thread:
+    with kept_tokens(softhsm_home), ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, make()).result()
     return directory
 

@@ -108,9 +108,13 @@ class RunningService:
     def state(self) -> dict[str, list[Any]]:
         """Every row of every table, the ledger's included, but for what is made of others, or noted, whenever it is time."""
         derived = {"ocsp_response", "ledger_checkpoint", "ledger_tile", "scheduler_lease", "job_run"}
+        derived |= {"lineage", "lineage_certificate", "notification"}
         tables = {name: table for name, table in SQLModel.metadata.tables.items() if name not in derived}
         statements = {name: Statement(select(table)) for name, table in tables.items()}
-        return self.read(lambda tx: {name: sorted(map(repr, tx.all(each))) for name, each in statements.items()})
+        rows = self.read(lambda tx: {name: tx.all(each) for name, each in statements.items()})
+        # How far the fleet has been followed.
+        rows["fact"] = [row for row in rows["fact"] if not row[0].startswith("fleet-")]
+        return {name: sorted(map(repr, each)) for name, each in rows.items()}
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:

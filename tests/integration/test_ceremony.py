@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fakes.softhsm import passing_tokens
 from privyseal_ca.ceremony.ceremony import Outcome
 from privyseal_ca.ceremony.imports import Imported, import_certificate, read_certificates, retire
 from privyseal_ca.ceremony.initialise import Surroundings, initialise, make_hsm, make_store, pin_reader
@@ -520,24 +521,30 @@ async def test_it_may_be_interrupted_at_every_step(home: Home) -> None:
     assert not await home.read(open_intents)
 
 
-async def test_an_interruption_anywhere_is_healed_by_the_next_run(home: Home, tmp_path: Path) -> None:
+async def test_an_interruption_anywhere_is_healed_by_the_next_run(
+    home: Home, tmp_path: Path, softhsm_home: Path
+) -> None:
     count = Steps()
     await home.init(count)
     whole = sorted(await home.kinds())
     for step in range(count.done):
         number = f"{os.getpid()}-{next(_numbers)}"
         plan = replace(home.plan, root_token=f"r-{number}", issuing_token=f"i-{number}")
-        other = Home(tmp_path / f"home-{step}", plan)
-        with pytest.raises(InterruptedError_):
-            await other.init(Steps(stop_at=step))
-        outcome = await other.init()
-        assert outcome.root is not None
-        assert x509.load_pem_x509_certificate((other.path / "roots.pem").read_bytes()) == outcome.root
-        kinds = await other.kinds()
-        abandoned = kinds.count("certificate.abandoned")
-        assert sorted(kinds) == sorted(whole + ["certificate.abandoned", "certificate.intent"] * abandoned)
-        report = await other.audit()
-        assert (report.ca_certificates, report.abandoned, report.in_flight) == (2, abandoned, 0)
+        with passing_tokens(softhsm_home):
+            await _interrupted_and_healed(Home(tmp_path / f"home-{step}", plan), step, whole)
+
+
+async def _interrupted_and_healed(home: Home, step: int, whole: list[str]) -> None:
+    with pytest.raises(InterruptedError_):
+        await home.init(Steps(stop_at=step))
+    outcome = await home.init()
+    assert outcome.root is not None
+    assert x509.load_pem_x509_certificate((home.path / "roots.pem").read_bytes()) == outcome.root
+    kinds = await home.kinds()
+    abandoned = kinds.count("certificate.abandoned")
+    assert sorted(kinds) == sorted(whole + ["certificate.abandoned", "certificate.intent"] * abandoned)
+    report = await home.audit()
+    assert (report.ca_certificates, report.abandoned, report.in_flight) == (2, abandoned, 0)
 
 
 async def test_a_signature_that_was_made_and_lost_is_abandoned(home: Home) -> None:

@@ -29,11 +29,16 @@ runner = CliRunner()
 _PATIENCE = 20.0
 _LEADERS = {
     "blocked-accounts",
+    "completeness",
     "compromised-keys",
     "crl-full",
     "crl-parts",
     "export-figures",
+    "fleet-figures",
+    "fleet-follow",
+    "fleet-states",
     "intents",
+    "notifications",
     "ocsp-responses",
     "responders",
     "retention",

@@ -8,14 +8,15 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fakes.acme_client import AcmeClient, JwsKey, challenge_of, make_jws
+from fakes.acme_client import AcmeClient, Issued, JwsKey, challenge_of, make_jws
 from fakes.backups import Vault
 from fakes.service import NewClient, RunningService, StartService
 from privyseal_acme.cli import cli
-from privyseal_ca.issuance.record import issued_entry
+from privyseal_ca.issuance.record import issued_entry, serial_text
 from privyseal_ca.ledger.entries import Kind, decode_entry
 from privyseal_ca.ledger.tree import leaf_hash
 from privyseal_ca.store.certificates import IntentRow, open_intent
+from privyseal_ca.store.fleet import lineage_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "ledger.md"
 _ROW = re.compile(r"^\| `(\w+)` \| ([a-z, ]+) \|", re.MULTILINE)
@@ -93,12 +94,22 @@ def abandon(service: RunningService) -> None:
     assert service.call(service.service.context.authority.close_intents()) == 1
 
 
+def retire_and_resume(service: RunningService, issued: Issued) -> None:
+    """Take the workload of a certificate out of the fleet, and put it back."""
+    service.call(service.service.fleet.follower.follow())
+    row = service.read(lambda tx: lineage_of(tx, serial_text(issued.certificate.serial_number)))
+    assert row is not None
+    run(service, "fleet", "retire", row.id, "--reason", "told in the documentation", "--yes")
+    run(service, "fleet", "resume", row.id)
+
+
 @pytest.fixture
 def story(start_service: StartService, new_client: NewClient, tmp_path: Path) -> RunningService:
     """A service in whose ledger there is everything, once it has stopped."""
     service = start_service(validation={"attempts": 2})
     key = service.eab_key(max_uses=2)
     run(service, "eab", "revoke", service.eab_key().row.kid, "--yes")
+    run(service, "eab", "describe", key.row.kid, "--owner", "docs@docs.test", "--set", "tier=1", "--no-renewal")
     client = new_client(service, registered=False)
     client.register(externalAccountBinding=client.binding(key.row.kid, key.secret))
     assert client.post(client.account or "", {"contact": ["mailto:a@docs.test"]}).status == 200
@@ -116,7 +127,9 @@ def story(start_service: StartService, new_client: NewClient, tmp_path: Path) ->
     run(service, "crl", "root")
     run(service, "cert", "revoke", "--account", "service", "--yes")
     run(service, "backup", "create", str(tmp_path / "backup.age"), "--recipient", Vault(tmp_path).recipient)
+    retire_and_resume(service, by_owner)
     other = new_client(service)
+    run(service, "account", "describe", (other.account or "")[-22:], "--criticality", "high")
     assert client.post(client.account or "", {"status": "deactivated"}).status == 200
     run(service, "account", "deactivate", (other.account or "")[-22:], "--yes")
     return service

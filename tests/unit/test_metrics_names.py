@@ -20,6 +20,8 @@ from privyseal_ca.errors import (
     SignerUnavailableError,
     StoreUnavailableError,
 )
+from privyseal_ca.fleet.states import State
+from privyseal_ca.fleet_sections import CRITICALITIES
 from privyseal_ca.issuance.authority import result_of
 from privyseal_ca.store.certificates import COUNTED
 from privyseal_ca.telemetry.figures import count_expiring
@@ -29,22 +31,32 @@ from privyseal_ca.telemetry.metrics import EXPIRING, Metrics, WitnessMetrics
 #: tokens, witnesses, exports) are as many as their settings name.
 LABELS: dict[str, frozenset[str] | str] = {
     "answer": r"[a-z_]+",
+    "by": frozenset({"all", "issuer", "profile", "owner", "criticality"}),
     "challenge": frozenset({"http-01", "dns-01", "tls-alpn-01"}),
     "check": frozenset({"crl", "ocsp", "canary"}),
     "code": r"[1-5]\d\d",
+    "criticality": frozenset(CRITICALITIES),
+    "fraction": frozenset({"first", "10", "50", "90"}),
+    # At most 33 of each `by`: `tests/unit/test_fleet_survey.py`.
+    "group": r".*",
     "issuer": r"[\w .-]+",
     "kind": frozenset({"proven", "unproven"}),
     "job": r"[a-z-]+",
     "method": frozenset({"get", "post"}),
     "name": r".+",
     "part": r"[a-z]+",
+    "problem": frozenset(STATUS) | {"other"},
     "profile": r"[a-z][a-z0-9-]*",
     "queue": frozenset({"store", "token", "validation", "orders", "ocsp"}),
     "reason": r"[a-z_]+",
-    "result": frozenset({"valid", "invalid", "issued", "refused", "failed", "uncertain", "exported", "dropped"}),
+    "result": frozenset(
+        {"valid", "invalid", "issued", "refused", "failed", "uncertain", "exported", "dropped"}
+        | {"in_time", "late", "missed", "complete", "incomplete", "delivered"}
+    ),
     "route": r"unknown|/acme/[\w/{}-]*",
     "scope": r"full|\d{1,3}",
     "stage": frozenset({"request", "validation", "template", "intent", "sign", "check", "record"}),
+    "state": frozenset(State),
     "token": r"pkcs11:.+",
     "type": frozenset(STATUS),
     "what": frozenset({"crl", "delta", "ocsp", "orders", "authorizations"}),

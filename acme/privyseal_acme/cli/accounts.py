@@ -5,18 +5,20 @@ from typing import Any
 
 import click
 
-from privyseal_acme.flow.administration import deactivate_account, require_account
+from privyseal_acme.cli.attributes import attribute_options, attributes_of, described
+from privyseal_acme.flow.administration import deactivate_account, describe_account, require_account
 from privyseal_acme.store.accounts import AccountRow, list_accounts
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
 from privyseal_ca.cli.text import moment, table, when
+from privyseal_ca.fleet.attributes import parse_attributes
 
 _MAX_LISTED = 10_000
 
 
 @click.group("account", cls=Group)
 def account() -> None:
-    """List, show and deactivate ACME accounts."""
+    """List, show, describe and deactivate ACME accounts."""
 
 
 @account.command("list")
@@ -52,6 +54,34 @@ def show(invocation: Invocation, account_id: str) -> None:
 
     members = _document(run(work()))
     invocation.result(members, "\n".join(f"{key:<14} {value}" for key, value in members.items()))
+
+
+@account.command("describe")
+@click.argument("account_id", metavar="ID")
+@attribute_options
+@pass_invocation
+def describe(invocation: Invocation, account_id: str, **options: Any) -> None:
+    """Say whose the workloads of an account are, in place of what was said before.
+
+    It counts before what the account's external account key says, and after the rules of the settings (`fleet.rules`).
+    """
+    surroundings, attributes = surroundings_of(invocation), attributes_of(options)
+
+    async def work() -> AccountRow:
+        async with opened_store(settings_of(invocation)) as store:
+            return await store.write(
+                lambda tx: describe_account(
+                    tx,
+                    account_id,
+                    attributes,
+                    actor=surroundings.actor,
+                    correlation=surroundings.correlation,
+                    now=surroundings.clock.now(),
+                )
+            )
+
+    row = run(work())
+    invocation.result(_document(row), f"id            {account_id}\n{described(attributes)}")
 
 
 @account.command("deactivate")
@@ -90,4 +120,5 @@ def _document(row: AccountRow) -> dict[str, Any]:
         "narrowing": json.loads(row.narrowing) if row.narrowing else None,
         "eab_kid": row.eab_kid,
         "created": moment(row.created),
+        "attributes": parse_attributes(row.attributes).document(),
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from privyseal_acme.cli.attributes import attribute_options, attributes_of, described
 from privyseal_acme.flow.eab import EabKeys, Narrowing, NewEabKey
 from privyseal_acme.opening import nonce_key
 from privyseal_acme.store.eab import EabKeyRow, list_eab_keys
@@ -14,6 +15,7 @@ from privyseal_ca.cli.home import every, opened_hsm, opened_store, run, settings
 from privyseal_ca.cli.text import duration, moment, table, when
 from privyseal_ca.config import Settings
 from privyseal_ca.errors import ConfigurationError
+from privyseal_ca.fleet.attributes import parse_attributes
 from privyseal_ca.store.engine import Store
 from privyseal_ca.store.issuers import find_fact
 
@@ -34,11 +36,13 @@ def eab() -> None:
 )
 @click.option("--single-use", is_flag=True, help="The same as --uses 1.")
 @click.option("--label", default="", help="What people call it.")
+@attribute_options
 @pass_invocation
 def create(invocation: Invocation, **options: Any) -> None:
     """Create a key and show its secret, this once.
 
-    As soon as one --allow option is given, names of the other types are refused.
+    As soon as one --allow option is given, names of the other types are refused. Who owns the workloads of the accounts
+    that it binds is shown by `privyseal fleet`; rules of the settings and `privyseal account describe` say it more closely.
     """
     if options["single_use"] and options["uses"] is not None:
         raise click.UsageError("--single-use and --uses exclude each other.")
@@ -69,7 +73,24 @@ async def _create(invocation: Invocation, settings: Settings, options: dict[str,
             label=options["label"],
             lifetime=options["expires"],
             max_uses=1 if options["single_use"] else options["uses"],
+            attributes=attributes_of(options),
         )
+
+
+@eab.command("describe")
+@click.argument("kid")
+@attribute_options
+@pass_invocation
+def describe(invocation: Invocation, kid: str, **options: Any) -> None:
+    """Say whose the workloads are of the accounts that a key bound, in place of what was said before."""
+    settings, attributes = settings_of(invocation), attributes_of(options)
+
+    async def work() -> EabKeyRow:
+        async with opened_store(settings) as store:
+            return await _keys(invocation, settings, store).describe(kid, attributes)
+
+    row = run(work())
+    invocation.result(_document(row), f"kid           {kid}\n{described(attributes)}")
 
 
 @eab.command("list")
@@ -150,4 +171,5 @@ def _document(row: EabKeyRow) -> dict[str, Any]:
         "created": moment(row.created),
         "expires": moment(row.expires),
         "revoked": moment(row.revoked),
+        "attributes": parse_attributes(row.attributes).document(),
     }

@@ -6,8 +6,10 @@ from privyseal_acme.protocol.problems import unauthorized
 from privyseal_acme.store import accounts, authorizations, orders
 from privyseal_acme.store.accounts import AccountRow
 from privyseal_ca.errors import PolicyError
+from privyseal_ca.fleet.attributes import Attributes
 from privyseal_ca.ledger.entries import Kind, encode_entry
 from privyseal_ca.ledger.log import append
+from privyseal_ca.store.fleet import look_at_requester
 from privyseal_ca.store.statement import Transaction
 
 
@@ -48,3 +50,25 @@ def deactivate_account(
     )
     append(transaction, entry)
     return row
+
+
+def describe_account(
+    transaction: Transaction, account_id: str, attributes: Attributes, *, actor: str, correlation: str, now: float
+) -> AccountRow:
+    """Say whose the workloads of an account are, in place of what was said before.
+
+    Raises:
+        PolicyError: there is no such account.
+    """
+    row = require_account(transaction, account_id)
+    accounts.set_account_attributes(transaction, account_id, attributes.text())
+    look_at_requester(transaction, row.actor)
+    entry = encode_entry(
+        Kind.ACCOUNT_DESCRIBED,
+        time=now,
+        actor=actor,
+        correlation=correlation,
+        payload={"account": account_id, "attributes": attributes.document()},
+    )
+    append(transaction, entry)
+    return row._replace(attributes=attributes.text())

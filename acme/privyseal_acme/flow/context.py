@@ -1,10 +1,11 @@
 """What the flows work with, put together once by the composition root."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 
+from privyseal_acme.flow.fleet_notes import FleetNotes
 from privyseal_acme.flow.limits import RateLimit
 from privyseal_acme.protocol.urls import Urls
 from privyseal_acme.store.accounts import AccountRow
@@ -47,6 +48,7 @@ class Context:
     random_bytes: Callable[[int], bytes]
     metrics: Metrics
     tracing: Tracing = NO_TRACING
+    fleet: FleetNotes = field(default_factory=FleetNotes)
 
     def policy_of(self, account: AccountRow) -> NamePolicy | None:
         """The names that ``account`` may have; None when its policy was removed from the settings."""

@@ -5,15 +5,18 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from privyseal_acme.store.eab import EabKeyRow, add_eab_key, find_eab_key, revoke_eab_key
+from privyseal_acme.store.eab import EabKeyRow, add_eab_key, find_eab_key, revoke_eab_key, set_eab_attributes
 from privyseal_ca.clock import Clock
 from privyseal_ca.errors import ConfigurationError, PolicyError
+from privyseal_ca.fleet.attributes import NOTHING_SAID, Attributes
 from privyseal_ca.hsm.signer import WrappingKey
 from privyseal_ca.ledger.entries import Kind, Payload, encode_entry
 from privyseal_ca.ledger.log import append
 from privyseal_ca.policy.names import NamePolicy
 from privyseal_ca.sections import PolicySettings
 from privyseal_ca.store.engine import Store
+from privyseal_ca.store.fleet import RULES_FACT
+from privyseal_ca.store.issuers import set_fact
 from privyseal_ca.store.statement import Transaction
 
 _KID_OCTETS = 12
@@ -78,6 +81,7 @@ class EabKeys:
         label: str = "",
         lifetime: int | None = None,
         max_uses: int | None = None,
+        attributes: Attributes = NOTHING_SAID,
     ) -> NewEabKey:
         """Make a key, wrapped by ``wrapping_key`` before it is stored (promise P10).
 
@@ -87,6 +91,7 @@ class EabKeys:
             label: what people call it.
             lifetime: seconds for which it can be used; any time when None.
             max_uses: how many accounts it binds; any number when None.
+            attributes: whose the workloads of those accounts are.
 
         Raises:
             ConfigurationError: the policy does not exist, or an entry or the label could not be used.
@@ -108,6 +113,7 @@ class EabKeys:
             created=int(now),
             expires=None if lifetime is None else int(now) + lifetime,
             revoked=None,
+            attributes=attributes.text(),
         )
 
         def unit(transaction: Transaction) -> None:
@@ -129,6 +135,8 @@ class EabKeys:
                     "policy": policy,
                 },
             )
+            if attributes:
+                self._record_attributes(transaction, now, kid, attributes)
 
         await self._store.write(unit)
         return NewEabKey(row, secret)
@@ -151,6 +159,30 @@ class EabKeys:
             return row
 
         return await self._store.write(unit)
+
+    async def describe(self, kid: str, attributes: Attributes) -> EabKeyRow:
+        """Say whose the workloads of the accounts are that the key ``kid`` bound, in place of what was said before.
+
+        Raises:
+            PolicyError: there is no such key.
+        """
+        now = self._clock.now()
+
+        def unit(transaction: Transaction) -> EabKeyRow:
+            row = find_eab_key(transaction, kid)
+            if row is None:
+                raise unknown_eab_key(kid)
+            set_eab_attributes(transaction, kid, attributes.text())
+            # Of any account: all workloads are looked at again.
+            set_fact(transaction, RULES_FACT, "")
+            self._record_attributes(transaction, now, kid, attributes)
+            return row._replace(attributes=attributes.text())
+
+        return await self._store.write(unit)
+
+    def _record_attributes(self, transaction: Transaction, now: float, kid: str, attributes: Attributes) -> None:
+        payload: Payload = {"attributes": attributes.document(), "kid": kid}
+        self._record(transaction, Kind.EAB_DESCRIBED, now, payload)
 
     def _check(self, policy: str, narrowing: Narrowing, label: str) -> None:
         settings = self._policies.get(policy)

@@ -14,6 +14,7 @@ import orjson
 import structlog
 
 from privyseal_acme.flow.context import Context
+from privyseal_acme.flow.fleet_notes import subject_of
 from privyseal_acme.flow.orders import OrderFlow, OrderView, view_of
 from privyseal_acme.protocol.ari import parse_certificate_id
 from privyseal_acme.protocol.encoding import decode
@@ -86,9 +87,10 @@ class IssuanceDesk:
             raise Problem("orderNotReady", f"The order is {status}, not ready.")
         try:
             request = await self._vet(view.row, csr, account)
-        except Problem:
+        except Problem as problem:
             if view.row.profile in self._context.profiles:
                 self._context.metrics.issuances.labels(view.row.profile, "refused").inc()
+            self._context.fleet.failed(subject_of(view.row), problem, now, stage="finalize")
             raise
 
         def claim(transaction: Transaction) -> None:
@@ -260,6 +262,7 @@ class IssuanceDesk:
 
     async def _end(self, row: OrderRow, csr: bytes, problem: Problem) -> None:
         document = orjson.dumps(problem.document()).decode()
+        self._context.fleet.failed(subject_of(row), problem, self._context.clock.now(), stage="issuance")
 
         def unit(transaction: Transaction) -> None:
             current = orders.find_order(transaction, row.id)

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from privyseal_acme.flow.context import Context
+from privyseal_acme.flow.fleet_notes import Subject, names_of
 from privyseal_acme.flow.objects import order_object
 from privyseal_acme.protocol.ari import parse_certificate_id
 from privyseal_acme.protocol.encoding import decode, encode
@@ -26,7 +27,7 @@ from privyseal_acme.store import authorizations, orders
 from privyseal_acme.store.accounts import AccountRow
 from privyseal_acme.store.authorizations import AuthorizationRow
 from privyseal_acme.store.orders import OrderRow
-from privyseal_ca.errors import IssuerNotValidError, NameRefusedError, PolicyError, UnsupportedNameError
+from privyseal_ca.errors import IssuerNotValidError, NameRefusedError, PolicyError, PrivySealError, UnsupportedNameError
 from privyseal_ca.identifiers import Identifier, parse_identifier
 from privyseal_ca.issuance.constraints import check_constraints
 from privyseal_ca.issuance.profile import Profile
@@ -68,6 +69,20 @@ class OrderFlow:
 
     async def create(self, account: AccountRow, message: NewOrder, correlation: str) -> OrderView:
         """NewOrder: identifiers are checked before anything is stored; order and authorizations are born together."""
+        try:
+            return await self._create(account, message, correlation)
+        except (Problem, PrivySealError) as error:
+            subject = Subject(
+                requester=account.actor,
+                profile=message.profile or self._context.settings.issuance.default_profile,
+                names=names_of(message.identifiers),
+                replaces=message.replaces,
+            )
+            problem = error if isinstance(error, Problem) else problem_for(error)
+            self._context.fleet.failed(subject, problem, self._context.clock.now(), stage="order")
+            raise
+
+    async def _create(self, account: AccountRow, message: NewOrder, correlation: str) -> OrderView:
         context = self._context
         self._check_limits(account)
         profile = self._profile(message.profile, account)

@@ -8,6 +8,7 @@ import orjson
 import structlog
 
 from privyseal_acme.flow.context import Context
+from privyseal_acme.flow.fleet_notes import Subject
 from privyseal_acme.flow.objects import challenge_token
 from privyseal_acme.protocol.problems import Problem, try_again, unauthorized
 from privyseal_acme.store import accounts, authorizations
@@ -113,6 +114,7 @@ class ValidationQueue:
         self._context.metrics.validations.labels(row.attempted, result).inc()
         if not outcome.valid:
             self._context.limits.failed_validations.count(account.id)
+            self._note(row, account, outcome)
         while True:
             try:
                 await self._context.store.write(lambda tx: self._record(tx, row, account, outcome))
@@ -130,6 +132,19 @@ class ValidationQueue:
             problem=outcome.problem.type if outcome.problem else None,
             correlation=row.correlation,
         )
+
+    def _note(self, row: AuthorizationRow, account: AccountRow, outcome: Outcome) -> None:
+        """Have the workloads of the orders that need this authorization show what was seen."""
+        if outcome.problem is not None:
+            self._context.fleet.failed(
+                Subject(account.actor, "", (), authorization=row.id),
+                Problem(outcome.problem.type, outcome.problem.detail),
+                self._context.clock.now(),
+                stage="validation",
+                seen=outcome.evidence,
+                challenge=row.attempted or "",
+                identifier=f"{row.identifier_type}:{row.value}",
+            )
 
     def _task(self, row: AuthorizationRow, account: AccountRow) -> ChallengeTask:
         challenge = row.attempted or ""

@@ -26,6 +26,9 @@ _DEACTIVATE = Statement(
     .values(status="deactivated")
     .where(_account.c.id == bindparam("wanted"), _account.c.status == "valid")
 )
+_SET_ATTRIBUTES = Statement(
+    update(_account).values(attributes=bindparam("new_attributes")).where(_account.c.id == bindparam("wanted"))
+)
 _SET_KEY = Statement(
     update(_account)
     .values(thumbprint=bindparam("new_thumbprint"), jwk=bindparam("new_jwk"), spki_sha256=bindparam("new_spki"))
@@ -52,6 +55,7 @@ class AccountRow(NamedTuple):
     eab_kid: str | None
     eab: str | None
     created: int
+    attributes: str | None = None
 
     @property
     def actor(self) -> str:
@@ -94,6 +98,11 @@ def set_contact(transaction: Transaction, account_id: str, contact: str, *, term
 def deactivate_account(transaction: Transaction, account_id: str) -> bool:
     """End an account; False when it had ended before."""
     return transaction.execute(_DEACTIVATE, wanted=account_id) == 1
+
+
+def set_account_attributes(transaction: Transaction, account_id: str, attributes: str | None) -> bool:
+    """Say whose the account's workloads are; False when there is no such account."""
+    return transaction.execute(_SET_ATTRIBUTES, wanted=account_id, new_attributes=attributes) == 1
 
 
 def set_key(

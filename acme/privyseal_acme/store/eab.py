@@ -25,6 +25,9 @@ _USE = Statement(
 _REVOKE = Statement(
     update(_key).values(revoked=bindparam("moment")).where(_key.c.kid == bindparam("wanted"), _key.c.revoked.is_(None))
 )
+_SET_ATTRIBUTES = Statement(
+    update(_key).values(attributes=bindparam("new_attributes")).where(_key.c.kid == bindparam("wanted"))
+)
 
 
 class EabKeyRow(NamedTuple):
@@ -40,6 +43,7 @@ class EabKeyRow(NamedTuple):
     created: int
     expires: int | None
     revoked: int | None
+    attributes: str | None = None
 
 
 def add_eab_key(transaction: Transaction, row: EabKeyRow) -> None:
@@ -66,3 +70,8 @@ def use_eab_key(transaction: Transaction, kid: str, now: int) -> bool:
 def revoke_eab_key(transaction: Transaction, kid: str, now: int) -> bool:
     """Make the key unusable from now on; False when it is not there or was revoked before."""
     return transaction.execute(_REVOKE, wanted=kid, moment=now) == 1
+
+
+def set_eab_attributes(transaction: Transaction, kid: str, attributes: str | None) -> bool:
+    """Say whose the workloads of the accounts are that the key binds; False when it is not there."""
+    return transaction.execute(_SET_ATTRIBUTES, wanted=kid, new_attributes=attributes) == 1

@@ -13,6 +13,7 @@ _COLUMNS = [column for column in _order.columns if column is not _order.c.retain
 
 _INSERT = Statement(insert(_order))
 _BY_ID = Statement(select(*_COLUMNS).where(_order.c.id == bindparam("wanted")))
+_BY_SERIAL = Statement(select(*_COLUMNS).where(_order.c.serial == bindparam("wanted")).limit(1))
 _PAGE = Statement(
     select(_order.c.id, _order.c.created)
     .where(
@@ -88,6 +89,12 @@ def add_order(transaction: Transaction, row: OrderRow) -> None:
 def find_order(transaction: Transaction, order_id: str) -> OrderRow | None:
     """The order with the id."""
     row = transaction.one(_BY_ID, wanted=order_id)
+    return OrderRow(*row) if row else None
+
+
+def order_of_certificate(transaction: Transaction, serial: str) -> OrderRow | None:
+    """The order whose certificate has the serial; None when it was swept, or when no order was behind it."""
+    row = transaction.one(_BY_SERIAL, wanted=serial)
     return OrderRow(*row) if row else None
 
 

@@ -32,6 +32,8 @@ class Account(SQLModel, table=True):
     #: The verified externalAccountBinding as the client sent it.
     eab: str | None = Field(sa_column=Column(Text))
     created: int = Field(sa_column=Column(BigInteger, nullable=False))
+    #: Whose its workloads are, as JSON (:mod:`privyseal_ca.fleet.attributes`), or NULL when nobody said.
+    attributes: str | None = Field(sa_column=Column(Text))
 
 
 class EabKey(SQLModel, table=True):
@@ -51,6 +53,8 @@ class EabKey(SQLModel, table=True):
     created: int = Field(sa_column=Column(BigInteger, nullable=False))
     expires: int | None = Field(sa_column=Column(BigInteger))
     revoked: int | None = Field(sa_column=Column(BigInteger))
+    #: Whose the workloads of the accounts are that it binds, as JSON, or NULL.
+    attributes: str | None = Field(sa_column=Column(Text))
 
     __table_args__ = _CLUSTERED
 
@@ -99,6 +103,13 @@ class Order(SQLModel, table=True):
             "replaces",
             sqlite_where=text("replaces IS NOT NULL"),
             postgresql_where=text("replaces IS NOT NULL"),
+        ),
+        # The order of a certificate, for what it replaces.
+        Index(
+            "ix_acme_order_serial",
+            "serial",
+            sqlite_where=text("serial IS NOT NULL"),
+            postgresql_where=text("serial IS NOT NULL"),
         ),
         _CLUSTERED,
     )

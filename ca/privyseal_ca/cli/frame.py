@@ -5,9 +5,11 @@ carries one document, the result or the error; without it, the result for people
 standard error. The exit code is 0 only on success, 1 for a failure, 2 for a call that makes no sense.
 """
 
+import gc
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import update_wrapper
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
@@ -75,6 +77,20 @@ class Deferred(NamedTuple):
     help: str
 
 
+@contextmanager
+def _imports() -> Iterator[None]:
+    """Spares a start the looking for garbage, a seventh of its time, while so much is made that stays."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 class Group(click.Group):
     """A group of commands, which takes ``--home`` and ``--json`` as its commands do."""
 
@@ -95,7 +111,8 @@ class Group(click.Group):
         if cmd_name not in self.deferred:
             return super().get_command(ctx, cmd_name)
         module, attribute, _ = self.deferred[cmd_name]
-        command: click.Command = getattr(import_module(module), attribute)
+        with _imports():
+            command: click.Command = getattr(import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -5,7 +5,7 @@ import json
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Final, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
@@ -16,7 +16,7 @@ from privyseal_ca.sections import PolicySettings
 
 _INTRODUCTION: Final = f"""# Configuration
 
-<!-- Written by `privyseal config docs`. Do not edit: change the descriptions in `ca/privyseal_ca/sections.py`. -->
+<!-- Written by `privyseal config docs`. Do not edit: change the descriptions in `ca/privyseal_ca/sections.py` and `*_sections.py`. -->
 
 Settings stand in `{SETTINGS_FILE}` in the home. `privyseal init` writes the file with the few keys that matter; every key
 has a default. Each can be overridden in the environment under the name given here. Lists and tables in the environment are
@@ -35,6 +35,7 @@ _WORDS: Final[dict[Any, str]] = {
     IPv4Network: "network",
     IPv6Network: "network",
 }
+_ORIGINS: Final[dict[Any, str]] = {Literal: "text", dict: "table"}
 
 
 def configuration_page() -> str:
@@ -80,14 +81,21 @@ def _type_of(field: FieldInfo) -> str:
 def _word(annotation: Any) -> str:
     if annotation in _WORDS:
         return _WORDS[annotation]
+    if get_origin(annotation) in _ORIGINS:
+        return _ORIGINS[get_origin(annotation)]
     arguments = [argument for argument in get_args(annotation) if argument not in {NoneType, Ellipsis}]
-    if get_origin(annotation) in {Union, UnionType}:
-        return " or ".join(dict.fromkeys(_word(argument) for argument in arguments))
+    if get_origin(annotation) in {Union, UnionType, Annotated}:
+        return " or ".join(dict.fromkeys(_word(argument) for argument in arguments if _is_type(argument)))
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return "tables"
     if get_origin(annotation) is tuple:
         return f"list of {_word(arguments[0])}"
     raise TypeError(f"the manual has no word for {annotation}")
+
+
+def _is_type(argument: Any) -> bool:
+    """Whether it is one, and not what is said of the type before it in an ``Annotated``."""
+    return inspect.isclass(argument) or get_origin(argument) is not None
 
 
 def _parts_of(annotation: Any) -> dict[str, FieldInfo]:

@@ -101,10 +101,14 @@ MEANINGS: Final[dict[str, Meaning]] = {
     Kind.SERVICE_STOPPED: Meaning(APPLICATION_LIFECYCLE, 4, "Service", severity=_LOW),
     Kind.EAB_CREATED: _entity(_CREATE, "External account key", "kid", "label", _LOW),
     Kind.EAB_REVOKED: _entity(_DEACTIVATE, "External account key", "kid", "label", _LOW),
+    Kind.EAB_DESCRIBED: _entity(_UPDATE, "External account key", "kid", None, _LOW),
+    Kind.LINEAGE_RETIRED: _entity(_DEACTIVATE, "Workload", "lineage", None, _LOW),
+    Kind.LINEAGE_RESUMED: _entity(_ACTIVATE, "Workload", "lineage", None, _LOW),
     Kind.ACCOUNT_CREATED: _account(1),
     Kind.ACCOUNT_UPDATED: _account(OTHER, Severity.INFORMATIONAL, called="Update"),
     Kind.ACCOUNT_KEY_CHANGED: _account(OTHER, called="Key Change"),
     Kind.ACCOUNT_DEACTIVATED: _account(5),
+    Kind.ACCOUNT_DESCRIBED: _account(OTHER, Severity.INFORMATIONAL, called="Describe"),
     Kind.AUTHORIZATION_VALIDATED: _entity(_ACTIVATE, "ACME authorization", "authorization", "identifier"),
     Kind.AUTHORIZATION_FAILED: _entity(
         _ACTIVATE, "ACME authorization", "authorization", "identifier", _LOW, failed=True

@@ -39,10 +39,12 @@ class Kind(StrEnum):
     SERVICE_STOPPED = "service.stopped"
     EAB_CREATED = "eab.created"
     EAB_REVOKED = "eab.revoked"
+    EAB_DESCRIBED = "eab.described"
     ACCOUNT_CREATED = "account.created"
     ACCOUNT_UPDATED = "account.updated"
     ACCOUNT_KEY_CHANGED = "account.key-changed"
     ACCOUNT_DEACTIVATED = "account.deactivated"
+    ACCOUNT_DESCRIBED = "account.described"
     AUTHORIZATION_VALIDATED = "authorization.validated"
     AUTHORIZATION_FAILED = "authorization.failed"
     AUTHORIZATION_DEACTIVATED = "authorization.deactivated"
@@ -60,6 +62,8 @@ class Kind(StrEnum):
     BACKUP_MADE = "backup.made"
     AUTHORITY_RESTORED = "authority.restored"
     REVOCATION_RESTORED = "revocation.restored"
+    LINEAGE_RETIRED = "lineage.retired"
+    LINEAGE_RESUMED = "lineage.resumed"
 
 
 SERVICE_ACTOR = "service"

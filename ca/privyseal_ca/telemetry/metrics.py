@@ -89,6 +89,8 @@ class Metrics:
         self._add_exports()
         self._add_witnesses()
         self._add_jobs()
+        self._add_fleet()
+        self._add_notifications()
 
     def _add_work(self) -> None:
         self.issuances = Counter(
@@ -282,6 +284,83 @@ class Metrics:
         )
         self.job_failures = Counter(
             "privyseal_job_failures", "Runs of a job that failed.", ("job",), registry=self.registry
+        )
+
+        self.backup_last_success = Gauge(
+            "privyseal_backup_last_success_seconds",
+            "When the last scheduled backup was made, in seconds since the epoch; 0 when none is scheduled.",
+            registry=self.registry,
+        )
+        self.audited = Counter(
+            "privyseal_audited_certificates",
+            "Certificates that were looked up in the ledger: complete, incomplete.",
+            ("result",),
+            registry=self.registry,
+        )
+        self.issuer_not_after = Gauge(
+            "privyseal_issuer_not_after_seconds",
+            "When the certificate of an active issuer ends, in seconds since the epoch.",
+            ("issuer",),
+            registry=self.registry,
+        )
+
+    def _add_fleet(self) -> None:
+        self.fleet_lineages = Gauge(
+            "privyseal_fleet_lineages",
+            "Workloads by state: current, due, overdue, silent, failing, revoked, retired.",
+            ("state", "criticality"),
+            registry=self.registry,
+        )
+        self.fleet_missed = Gauge(
+            "privyseal_fleet_missed",
+            "Workloads whose renewal was due and did not come.",
+            ("criticality",),
+            registry=self.registry,
+        )
+        self.fleet_unowned = Gauge(
+            "privyseal_fleet_unowned", "Workloads that nobody is known to own.", registry=self.registry
+        )
+        self.fleet_failing = Gauge(
+            "privyseal_fleet_failing",
+            "Failing workloads by the problem type of their last attempt.",
+            ("problem",),
+            registry=self.registry,
+        )
+        self.renewals = Counter(
+            "privyseal_renewals",
+            "Renewals: in_time, late (after the deadline), missed (counted when the deadline passes).",
+            ("result",),
+            registry=self.registry,
+        )
+        # There from the beginning: what first appears with its first count is not seen to grow.
+        for result in ("in_time", "late", "missed"):
+            self.renewals.labels(result)
+        self.renewal_polls = Counter(
+            "privyseal_renewal_polls", "Questions for renewal information that were answered.", registry=self.registry
+        )
+        self.survival = Gauge(
+            "privyseal_survival_seconds",
+            "If signing stopped now, seconds until the first workload, and 10, 50 and 90 percent of them, have no certificate.",
+            ("by", "group", "fraction"),
+            registry=self.registry,
+        )
+
+    def _add_notifications(self) -> None:
+        self.notifications = Counter(
+            "privyseal_notifications",
+            "Attempts to deliver a notification: delivered, failed.",
+            ("result",),
+            registry=self.registry,
+        )
+        for result in ("delivered", "failed"):
+            self.notifications.labels(result)
+        self.notifications_waiting = Gauge(
+            "privyseal_notifications_waiting", "Notifications that are not delivered yet.", registry=self.registry
+        )
+        self.notification_age = Gauge(
+            "privyseal_notification_age_seconds",
+            "Age of the oldest notification that is not delivered yet; 0 when there is none.",
+            registry=self.registry,
         )
 
     def _add_exports(self) -> None:
