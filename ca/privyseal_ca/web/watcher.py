@@ -255,11 +255,10 @@ class Watcher:
         url = f"{self._base_url}/ocsp"
         by_get, by_post = (ocsp_request(issuer, serial, hash_name) for hash_name in ("sha1", "sha256"))
         encoded = quote(b64encode(by_get), safe="")
-        for hash_name, answer in (
-            ("sha1", visit.fetch(f"{url}/{encoded}", keep=MAX_OCSP, most=MAX_OCSP)),
-            ("sha256", visit.fetch(url, keep=MAX_OCSP, most=MAX_OCSP, post=by_post, content_type=_OCSP_REQUEST)),
-        ):
-            self._take_answer(visit, canary, hash_name, await answer)
+        answer = await visit.fetch(f"{url}/{encoded}", keep=MAX_OCSP, most=MAX_OCSP)
+        self._take_answer(visit, canary, "sha1", answer)
+        answer = await visit.fetch(url, keep=MAX_OCSP, most=MAX_OCSP, post=by_post, content_type=_OCSP_REQUEST)
+        self._take_answer(visit, canary, "sha256", answer)
 
     def _take_answer(self, visit: "_Visit", canary: Canary, hash_name: str, fetched: Fetched) -> None:
         findings, now = visit.findings[canary.issuer_id], self._clock.now()
