@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from cryptography import x509
 
 from privyseal_ca.cli.files import replacing
 from privyseal_ca.cli.fleet_filters import require_schema
 from privyseal_ca.cli.frame import Command, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
+from privyseal_ca.cli.status_figures import CrlAge, certificate_end, crl_ages
+from privyseal_ca.fleet.advice import span
 from privyseal_ca.fleet.survey_store import survey_fleet
 from privyseal_ca.ledger.checkpoint_rows import latest_checkpoint
 from privyseal_ca.ledger.log import size
@@ -90,8 +91,15 @@ def _authority(transaction: Transaction, now: float) -> tuple[Authority, dict[st
     """How the authority is, and the names of its issuers by id."""
     rows = all_issuers(transaction)
     checkpoint = latest_checkpoint(transaction)
+    crls = {crl.issuer_id: crl for crl in crl_ages(transaction, now)}
+    issuers = [
+        Issuer(row.name, row.state, _end(chains(transaction, row.id), now), *_crl(crls.pop(row.id, None), now))
+        for row in rows
+    ]
+    # What is left are the roots.
+    issuers += [Issuer(crl.name, "root", ago(crl.not_after, now), *_crl(crl, now)) for crl in crls.values()]
     authority = Authority(
-        issuers=tuple(Issuer(row.name, row.state, _end(chains(transaction, row.id), now)) for row in rows),
+        issuers=tuple(issuers),
         ledger=size(transaction),
         checkpoint=f"{checkpoint.size:,} entries, signed {ago(checkpoint.signed_at, now)}" if checkpoint else "",
         failing_jobs=tuple((row.name, row.problem) for row in all_jobs(transaction) if row.failures_in_row),
@@ -100,7 +108,12 @@ def _authority(transaction: Transaction, now: float) -> tuple[Authority, dict[st
 
 
 def _end(pems: list[str], now: float) -> str:
-    if not pems:
-        return ""
-    certificate = x509.load_pem_x509_certificates(pems[0].encode())[0]
-    return ago(int(certificate.not_valid_after_utc.timestamp()), now)
+    end = certificate_end(pems)
+    return "" if end is None else ago(int(end), now)
+
+
+def _crl(crl: CrlAge | None, now: float) -> tuple[str, bool]:
+    if crl is None:
+        return "", False
+    ends = f"{'ends' if crl.ends > now else 'ended'} {ago(crl.ends, now)}"
+    return f"{span(now - crl.made)} old, {ends}", crl.wanted and crl.ends <= now

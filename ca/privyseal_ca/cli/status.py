@@ -2,44 +2,58 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import click
-from cryptography import x509
 
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
-from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
-from privyseal_ca.cli.jobs import held
-from privyseal_ca.cli.text import moment
-from privyseal_ca.cli.version import program_version
+from privyseal_ca.cli.home import run, settings_of, surroundings_of
+from privyseal_ca.cli.status_figures import status_document
+from privyseal_ca.cli.status_text import status_lines
+from privyseal_ca.cli.status_watch import watch_status
+from privyseal_ca.cli.text import duration
+from privyseal_ca.clock import Clock
 from privyseal_ca.config import Settings
-from privyseal_ca.doctor import service_state
 from privyseal_ca.errors import ConfigurationError, LedgerError, StatusUnavailableError, StoreError
-from privyseal_ca.ledger.audit_tables import count_certificates
-from privyseal_ca.ledger.log import size
+from privyseal_ca.fleet.survey import FleetFigures
+from privyseal_ca.fleet.survey_store import survey_fleet
 from privyseal_ca.recovery.facts import restored_fact, unsettled
 from privyseal_ca.recovery.guard import behind_home
 from privyseal_ca.revocation.folder_publisher import FolderPublisher
 from privyseal_ca.revocation.folder_writer import FolderWriter
-from privyseal_ca.store.issuers import all_issuers, chains
-from privyseal_ca.store.migrate import schema_is_current
+from privyseal_ca.store.engine import Store
 from privyseal_ca.store.readonly import reading
-from privyseal_ca.store.scheduling import all_jobs, find_lease
-from privyseal_ca.store.statement import Transaction
 
 #: How often everything is compared, for what `follow` cannot see and for what is to be removed.
 _SWEEP_SECONDS: Final = 300.0
+#: How much longer than a survey of the fleet it is until the next, with --watch.
+_SURVEY_REST: Final = 19
 
 
 @click.group("status", cls=Group, invoke_without_command=True)
+@click.option("--watch", is_flag=True, help="Go on showing it until Ctrl-C: in place on a terminal.")
+@click.option("--every", type=duration, default="2s", show_default=True, help="How often, with --watch.")
 @pass_invocation
-def status(invocation: Invocation) -> None:
-    """Show the state of this authority."""
-    if click.get_current_context().invoked_subcommand is None:
+def status(invocation: Invocation, watch: bool, every: int) -> None:
+    """Show the state of this authority.
+
+    That is its service, its jobs, the workloads, and what is published. With --watch and --json there is a document in one line
+    each time. A database that goes away is shown, and asked again.
+    """
+    if (subcommand := click.get_current_context().invoked_subcommand) is not None:
+        if watch:
+            raise click.UsageError(f"--watch has to come after {subcommand}.")
+        return
+    if not watch:
         _show(invocation)
+        return
+    clock = surroundings_of(invocation).clock
+    look = _Look(settings_of(invocation), clock)
+    run(watch_status(look, every, now=clock.now, as_json=invocation.json))
 
 
 @status.command("publish")
@@ -137,59 +151,26 @@ async def _is_set(event: asyncio.Event, seconds: float) -> bool:
 def _show(invocation: Invocation) -> None:
     settings = settings_of(invocation)
     now = surroundings_of(invocation).clock.now()
-
-    async def work() -> dict[str, Any]:
-        async with opened_store(settings) as store:
-            # The schema of an older program lacks the tables of jobs.
-            current = schema_is_current(settings.database_url)
-            return await store.read(lambda tx: _figures(tx, now) | (_jobs(tx, now) if current else {}))
-
-    figures = run(work())
-    document = _surroundings(settings) | figures
-    issuers = [
-        f"issuer        {issuer['name']}: {issuer['state']}"
-        + (f", {issuer['days_left']} days left" if issuer["days_left"] is not None else "")
-        for issuer in document["issuers"]
-    ]
-    shown = {key: value for key, value in document.items() if key not in {"issuers", "jobs"}}
-    if "jobs" in document:
-        jobs = document["jobs"]
-        failing = f", failing: {', '.join(jobs['failing'])} (see `privyseal job list`)" if jobs["failing"] else ""
-        shown["jobs"] = f"{jobs['known']}, {'led by a process' if jobs['led'] else 'nobody leads'}{failing}"
-    lines = [f"{key:<13} {value}" for key, value in shown.items()]
-    invocation.result(document, "\n".join([*lines, *issuers]))
+    document = run(status_document(settings, now))
+    invocation.result(document, "\n".join(status_lines(document)))
 
 
-def _surroundings(settings: Settings) -> dict[str, Any]:
-    return {
-        "version": program_version(),
-        "home": str(settings.home),
-        "directory": f"{settings.server.public_https}/acme/directory",
-        "service": service_state(settings) or "not running",
-        "schema": "current" if schema_is_current(settings.database_url) else "outdated",
-    }
+class _Look:
+    """Looks at the authority of ``settings``, and at its whole fleet so seldom that it takes a twentieth of the time."""
 
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._figures: FleetFigures | None = None
+        self._survey_again = 0.0
 
-def _jobs(transaction: Transaction, now: float) -> dict[str, Any]:
-    rows = all_jobs(transaction)
-    failing = [row.name for row in rows if row.failures_in_row]
-    return {"jobs": {"known": len(rows), "led": held(find_lease(transaction), now), "failing": failing}}
+    def __call__(self) -> dict[str, Any]:
+        return asyncio.run(status_document(self._settings, self._clock.now(), survey=self._survey))
 
-
-def _figures(transaction: Transaction, now: float) -> dict[str, Any]:
-    entries = size(transaction)
-    return {
-        "ledger": entries,
-        "certificates": count_certificates(transaction, entries),
-        "issuers": [_issuer(row.name, row.state, chains(transaction, row.id), now) for row in all_issuers(transaction)],
-    }
-
-
-def _issuer(name: str, state: str, pems: list[str], now: float) -> dict[str, Any]:
-    not_after = x509.load_pem_x509_certificates(pems[0].encode())[0].not_valid_after_utc.timestamp() if pems else None
-    return {
-        "name": name,
-        "state": state,
-        "not_after": moment(not_after),
-        "days_left": None if not_after is None else int((not_after - now) // 86400),
-    }
+    async def _survey(self, store: Store, now: float) -> FleetFigures:
+        begun = time.monotonic()
+        if self._figures is None or begun >= self._survey_again:
+            self._figures = await survey_fleet(store, now)
+            ended = time.monotonic()
+            self._survey_again = ended + _SURVEY_REST * (ended - begun)
+        return self._figures

@@ -24,6 +24,7 @@ MOST_OCTETS: Final = 600_000
 #: Failing jobs and problem types that are named.
 MOST_JOBS: Final = 20
 MOST_PROBLEMS: Final = 20
+MOST_ISSUERS: Final = 100
 #: Names of one workload that are shown.
 _NAMES: Final = 8
 _NAME: Final = 120
@@ -66,7 +67,7 @@ class Workload:
     state: str
     #: How long ago its renewal was missed, as text; empty when it was not.
     missed: str
-    #: When its certificate ends, or ended, as text; empty when it has none.
+    #: When its certificate ends, or what became of it, as text.
     ends: str
     #: Whether it has no valid certificate.
     down: bool
@@ -77,7 +78,14 @@ class Workload:
         """The workload of a row, at ``now``."""
         names = [str(name) for name in orjson.loads(row.names)]
         over = row.not_after <= now
-        ends = f"ended {span(now - row.not_after)} ago" if over else f"ends in {span(row.not_after - now)}"
+        if not row.not_after:
+            ends = "no certificate"
+        elif row.revoked_at:
+            ends = f"certificate revoked {span(now - row.revoked_at)} ago"
+        elif over:
+            ends = f"certificate ended {span(now - row.not_after)} ago"
+        else:
+            ends = f"certificate ends in {span(row.not_after - now)}"
         return cls(
             names=tuple(_short(name) for name in names[:_NAMES]),
             more=max(0, len(names) - _NAMES),
@@ -86,7 +94,7 @@ class Workload:
             criticality=row.criticality,
             state=row.state,
             missed=f"{span(now - row.missed_at)} ago" if row.missed_at else "",
-            ends=f"certificate {ends}" if row.not_after else "no certificate",
+            ends=ends,
             down=over or bool(row.revoked_at),
             advice=advise(row, now),
         )
@@ -240,6 +248,7 @@ def make_report(
         renewals=tuple(_success(each) for each in figures.renewals),
         authority=replace(
             authority,
+            issuers=tuple(replace(each, name=clean(each.name)) for each in authority.issuers[:MOST_ISSUERS]),
             failing_jobs=tuple((clean(name), clean(problem)) for name, problem in authority.failing_jobs[:MOST_JOBS]),
         ),
     )
@@ -290,7 +299,7 @@ def _group(survival: Survival, issuers: Mapping[str, str]) -> str:
 
 
 def _ordered(found: list[Survival]) -> list[Survival]:
-    """Those of most weight first; other groups are those first that run out first."""
+    """Criticalities in their order; of other groups those first that run out first."""
     if found and found[0].by == "criticality":
         return sorted(found, key=lambda each: CRITICALITIES.index(each.group))
     return sorted(found, key=lambda each: (each.first, each.group))
@@ -319,7 +328,9 @@ def _timeline_text(spans: Sequence[Span]) -> str:
         for each in spans
         if each.workloads
     ]
-    return f"Workloads by when their certificate ends. {'; '.join(parts)}." if parts else "No workload has a certificate."
+    return (
+        f"Workloads by when their certificate ends. {'; '.join(parts)}." if parts else "No workload has a certificate."
+    )
 
 
 def _success(renewals: Renewals) -> Success:
@@ -349,7 +360,7 @@ def _matters(figures: FleetFigures, authority: Authority) -> list[str]:
             matters.append(f"{_count(count, one, many)} {_ENDINGS[state]}.")
     if down := next((each.missed for each in figures.timeline if each.name == ENDED), 0):
         matters.append(f"{_count(down, 'missed one has', 'missed ones have')} no valid certificate any more: it ended.")
-    if over := [each.name for each in authority.issuers if each.crl_over]:
+    if over := [clean(each.name) for each in authority.issuers if each.crl_over]:
         matters.append(f"The CRL of {', '.join(over[:5])}{' and others' if len(over) > 5 else ''} has ended.")
     if authority.failing_jobs:
         matters.append(f"{_count(len(authority.failing_jobs), 'job', 'jobs')} of the authority failed.")

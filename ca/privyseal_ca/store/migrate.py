@@ -60,7 +60,7 @@ def schema_is_current(url: str) -> bool:
     Raises:
         StoreUnavailableError: the database cannot be reached.
     """
-    engine = _engine(url)
+    engine = _engine(url, begin="BEGIN")  # who only looks is in nobody's way
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     try:
@@ -75,12 +75,12 @@ def schema_is_current(url: str) -> bool:
     return set(current) == set(ScriptDirectory.from_config(config).get_heads())
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, *, begin: str = "BEGIN IMMEDIATE") -> Engine:
     if url.startswith("postgresql://"):
         url = "postgresql+psycopg://" + url.removeprefix("postgresql://")
     engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
     if engine.dialect.name == "sqlite":
         # The driver would commit before each change of the schema: a migration that is killed must leave nothing behind.
         event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
