@@ -134,6 +134,32 @@ async def test_many_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(looks) == 4, "22 entries, six at a time"
 
 
+async def test_pages_that_take_long_become_shorter(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certificates with very many names must not hold up whoever is served."""
+    sizes, read = [], module._page
+
+    def seen(transaction: Transaction, **options: Any) -> Any:
+        page = read(transaction, **options)
+        sizes.append(len(page.entries))
+        return page
+
+    for number in range(10):
+        await world.authority.issue(f"h{number}.test")
+    await world.cover()
+    monkeypatch.setattr(module, "_page", seen)
+    monkeypatch.setattr(module, "_PAGE", 12)
+    monkeypatch.setattr(module, "_LEAST", 3)
+    monkeypatch.setattr(module, "_LONGEST_STEP", 0.0)
+    assert await world.look() == Looked(10, 0, finished=True)
+    assert sizes[:2] == [12, 6]
+    assert set(sizes[2:-1]) <= {3}
+    monkeypatch.setattr(module, "_LONGEST_STEP", 60.0)
+    world.completeness = world.started()
+    sizes.clear()
+    assert await world.look() == Looked(10, 0, finished=True)
+    assert set(sizes[:-1]) == {12}
+
+
 Break = Callable[[Authority, str, int], Any]
 
 

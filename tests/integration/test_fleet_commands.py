@@ -194,6 +194,13 @@ def test_show_knows_no_other(commands: Commands) -> None:
         assert "No workload has the id" in commands.json("show", wanted, expect=1)["error"]
 
 
+def test_what_is_cut_off_is_said_whatever_the_form(commands: Commands) -> None:
+    for form in ("--csv", "--json"):
+        assert commands.run("list", "--limit", "2", form).stderr == "2 of 6; --limit shows more.\n"
+        assert commands.run("list", "--limit", "6", form).stderr == ""
+    assert "2 of 6; --limit shows more." in commands.run("list", "--limit", "2").stdout
+
+
 def read_csv(text: str) -> dict[str, dict[str, str]]:
     return {row["id"]: row for row in csv.DictReader(io.StringIO(text, newline=""))}
 

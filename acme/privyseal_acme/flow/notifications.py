@@ -6,7 +6,7 @@ and less often, for a day; what was not delivered is seen in metrics, in the job
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Final, Protocol
@@ -46,13 +46,16 @@ from privyseal_ca.telemetry.metrics import Metrics
 
 _log = structlog.get_logger("notifications")
 
-#: Messages that are tried in one run, and failures by one route before the rest of its messages are left to the next.
+#: Messages that are read at once, how often in one run, and failures by one route before the rest of its messages are left to
+#: the next.
 _TRIED: Final = 64
+_ROUNDS: Final = 80
 _FAILURES: Final = 3
 #: Seconds after which nothing more is tried by one route in one run.
 _LONGEST: Final = 60.0
-#: Routes that are tried at the same time.
+#: Routes that are tried at the same time, and lines of each: together not more than one receiver is sent at once.
 _AT_ONCE: Final = 4
+_LINES_AT_ONCE: Final = 2
 #: Seconds until the second attempt, which double with each, and the longest wait.
 _RETRY: Final = 60
 _LONGEST_RETRY: Final = 3600
@@ -197,18 +200,39 @@ class Notifier:
 
     async def _deliver(self) -> dict[str, str]:
         """Try what is due; why not all was delivered, by route."""
-        due = await self._store.read(partial(due_notifications, now=int(self._clock.now()), count=_TRIED))
-        by_route: dict[str, list[NotificationRow]] = {}
-        for row in due:
-            by_route.setdefault(row.route, []).append(row)
+        problems: dict[str, str] = {}
+        #: Routes that are left to the next run: what waits for them is not in the way of what others can deliver.
+        left: set[str] = set()
+        end = monotonic() + _LONGEST
+        for _ in range(_ROUNDS):
+            now = int(self._clock.now())
+            due = await self._store.read(partial(due_notifications, now=now, count=_TRIED, without=sorted(left)))
+            by_route: dict[str, list[NotificationRow]] = {}
+            for row in due:
+                by_route.setdefault(row.route, []).append(row)
+            found = await self._deliver_all(by_route)
+            problems |= {name: problem for name, problem in found.items() if problem}
+            left |= problems.keys()
+            if not due or monotonic() > end:
+                break
+        return problems
+
+    async def _deliver_all(self, by_route: Mapping[str, list[NotificationRow]]) -> dict[str, str]:
+        """Try messages by their routes; the last problem of each, or an empty text."""
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def attempt(name: str, rows: list[NotificationRow]) -> str:
             async with turns:
                 return await self._deliver_by(self._routes.get(name), rows)
 
-        problems = await asyncio.gather(*(attempt(name, rows) for name, rows in by_route.items()))
-        return {name: problem for name, problem in zip(by_route, problems, strict=True) if problem}
+        # None is left alone with what it delivers where another cannot write: it would be delivered again meanwhile.
+        found = await asyncio.gather(*(attempt(name, rows) for name, rows in by_route.items()), return_exceptions=True)
+        problems: dict[str, str] = {}
+        for name, each in zip(by_route, found, strict=True):
+            if isinstance(each, BaseException):
+                raise each
+            problems[name] = each
+        return problems
 
     async def _deliver_by(self, route: RouteSettings | None, rows: list[NotificationRow]) -> str:
         """Try the messages of one route; the last reason for which one was not delivered."""
@@ -218,33 +242,35 @@ class Notifier:
             return ""
         failures, last, end = 0, "", monotonic() + _LONGEST
         for row in rows:
-            problem = await self._attempt(route, row, end)
+            problem = await self._attempt(route, row)
             await self._settle(row, problem)
             failures, last = failures + bool(problem), problem or last
             if failures == _FAILURES or monotonic() > end:
                 break
         return last
 
-    async def _attempt(self, route: RouteSettings, row: NotificationRow, end: float) -> str:
-        """Send a message to all receivers that do not have it yet, until ``end``; why not all have it now."""
+    async def _attempt(self, route: RouteSettings, row: NotificationRow) -> str:
+        """Send a message to all receivers that do not have it yet; why not all have it now."""
         try:
             targets = addressed(read_targets(self._settings.home, route), row.recipient)
         except ConfigurationError as error:
             return error.message
         has_it = self._has_it.get(row.id, set())
-        problems: list[str] = []
-        for target in targets:
-            if target.url in has_it:
-                continue
-            if problems and monotonic() > end:
-                problems.append("The other lines are left for later.")
-                break
-            try:
-                urgent = row.kind in {"missed", "system"}
-                await self._deliver_to(target, Text(row.title, row.body), urgent=urgent)
+        turns = asyncio.Semaphore(_LINES_AT_ONCE)
+        text, urgent = Text(row.title, row.body), row.kind in {"missed", "system"}
+
+        async def send(target: Target) -> str:
+            async with turns:
+                try:
+                    await self._deliver_to(target, text, urgent=urgent)
+                except NotificationError as error:
+                    return error.message
                 has_it.add(target.url)
-            except NotificationError as error:
-                problems.append(error.message)
+                return ""
+
+        # Each is tried, however many hang: those in the last lines are not to be the last to hear of anything.
+        found = await asyncio.gather(*(send(target) for target in targets if target.url not in has_it))
+        problems = [problem for problem in found if problem]
         self._has_it.pop(row.id, None)
         if problems and has_it:
             self._has_it[row.id] = has_it

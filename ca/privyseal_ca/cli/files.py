@@ -15,11 +15,15 @@ def replacing(path: Path) -> Iterator[Write]:
     """A function that writes what takes the place of ``path``, once all of it is on the disk.
 
     Raises:
-        ConfigurationError: it cannot be written; what was there stays.
+        ConfigurationError: it cannot be written; what was there stays, as does what is no file, such as /dev/stdout.
     """
+    if path.exists() and not path.is_file():
+        raise ConfigurationError(f"{path} is no regular file, and nothing is put in its place.", hint="Name a file.")
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    made = False
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        made = True
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             yield file.write
             file.flush()
@@ -30,5 +34,7 @@ def replacing(path: Path) -> Iterator[Write]:
             f"{path} cannot be written: {error.strerror}.", hint="Check the folder, the disk and their permissions."
         ) from error
     finally:
+        # What somebody else has put there is not ours to remove.
         with suppress(OSError):
-            draft.unlink(missing_ok=True)
+            if made:
+                draft.unlink(missing_ok=True)

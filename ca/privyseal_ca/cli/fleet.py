@@ -10,7 +10,7 @@ import click
 from privyseal_ca.cli.fleet_export import FORMS, export
 from privyseal_ca.cli.fleet_filters import choice_of, chosen, filter_options, issuer_names, require_schema
 from privyseal_ca.cli.fleet_retire import resume_command, retire_command
-from privyseal_ca.cli.fleet_shown import HEADER, Issuers, document_of, line_of, names_of
+from privyseal_ca.cli.fleet_shown import HEADER, Issuers, document_of, line_of, names_of, shown
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
 from privyseal_ca.cli.issued import state_of
@@ -57,13 +57,16 @@ def list_command(invocation: Invocation, limit: int, as_csv: bool, **options: An
             return first, found, issuers
 
     rows, found, issuers = run(work())
+    note = f"{len(rows)} of {found}; --limit shows more." if found > len(rows) else ""
+    if note and (as_csv or invocation.json):
+        # Whoever counts them has to know that these are not all.
+        invocation.progress(note)
     if as_csv:
         click.echo(FORMS["csv"].text(document_of(row, issuers, now) for row in rows), nl=False)
         return
-    note = f"\n\n{len(rows)} of {found}; --limit shows more." if found > len(rows) else ""
     invocation.result(
         [document_of(row, issuers, now) for row in rows] if invocation.json else [],
-        table(HEADER, [line_of(row) for row in rows]) + note,
+        table(HEADER, [line_of(row) for row in rows]) + (f"\n\n{note}" if note else ""),
     )
 
 
@@ -219,7 +222,7 @@ def _text(document: dict[str, Any]) -> str:
 
 
 def _line(title: str, value: str) -> str:
-    return f"{title.replace('_', ' '):<16} {value}"
+    return f"{title.replace('_', ' '):<16} {shown(value)}"
 
 
 def _source(source: str | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from privyseal_ca.cli.fleet_filters import issuer_names, require_schema
-from privyseal_ca.cli.fleet_shown import document_of, names_of
+from privyseal_ca.cli.fleet_shown import document_of, names_of, shown
 from privyseal_ca.cli.frame import Command, Invocation, pass_invocation
 from privyseal_ca.cli.home import opened_store, run, settings_of, surroundings_of
 from privyseal_ca.fleet.retirement import require_lineage, resume, retire
@@ -49,7 +49,7 @@ def retire_command(invocation: Invocation, lineage: str, reason: str, yes: bool)
             return document_of(row, await store.read(issuer_names), now)
 
     row = run(look())
-    invocation.confirm(f"Retire {lineage} ({' '.join(names_of(row)[:3])})?", yes=yes)
+    invocation.confirm(f"Retire {lineage} ({shown(' '.join(names_of(row)[:3]))})?", yes=yes)
     invocation.result(run(work()), f"The workload {lineage} is retired.")
 
 

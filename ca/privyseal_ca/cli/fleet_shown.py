@@ -1,5 +1,6 @@
 """Workloads as commands show them: documents, rows of a table, cells of a spreadsheet."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -49,6 +50,8 @@ COLUMNS: Final = (
 )
 #: What a spreadsheet takes as the beginning of a formula, or skips before one.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20", "|", "%")
+#: One after what some countries' spreadsheets take for the end of a cell.
+_FORMULA_INSIDE: Final = re.compile(r"([;\t])(\s*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20|%])")
 _NAMES_SHOWN: Final = 3
 
 Issuers = Mapping[str, str]
@@ -57,6 +60,11 @@ Issuers = Mapping[str, str]
 def names_of(row: LineageRow) -> list[str]:
     """The names of the newest certificate, as ``type:value`` each."""
     return [str(name) for name in orjson.loads(row.names)]
+
+
+def shown(text: str) -> str:
+    """``text`` as a terminal may be given it: names and attributes come from others than those who look at them."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
 def document_of(row: LineageRow, issuers: Issuers, now: float) -> dict[str, Any]:
@@ -117,9 +125,9 @@ def line_of(row: LineageRow) -> tuple[str, ...]:
         row.state,
         when(row.state_since or None),
         when(row.missed_at or None),
-        row.owner or "-",
+        shown(row.owner) or "-",
         when(row.not_after or None),
-        " ".join(names[:_NAMES_SHOWN]) + (f" and {left} more" if left > 0 else ""),
+        shown(" ".join(names[:_NAMES_SHOWN])) + (f" and {left} more" if left > 0 else ""),
     )
 
 
@@ -138,6 +146,7 @@ def _cell(value: object) -> str:
     else:
         text = "" if value is None else str(value)
     # Names and attributes come from others than those who open the file.
+    text = _FORMULA_INSIDE.sub(r"\1\2'", shown(text))
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
 
 

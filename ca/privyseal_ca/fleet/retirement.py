@@ -9,7 +9,7 @@ from privyseal_ca.fleet.states import NEVER, Facts, State, judge
 from privyseal_ca.ledger.entries import Kind, encode_entry
 from privyseal_ca.ledger.log import append
 from privyseal_ca.store.certificates import find_revocation
-from privyseal_ca.store.fleet import LineageRow, change_lineage, find_lineage
+from privyseal_ca.store.fleet import LineageRow, find_lineage, judge_lineage
 from privyseal_ca.store.statement import Transaction
 
 #: Characters of a reason.
@@ -37,7 +37,7 @@ def retire(
     """Expect no renewal of a workload any more, until it gets another certificate. Its certificate stays valid.
 
     Raises:
-        PolicyError: there is no such workload, it is retired already, or the reason cannot be used.
+        PolicyError: there is no such workload, it is retired already or changes right now, or the reason cannot be used.
     """
     if not 0 < len(reason) <= MOST_REASON or not reason.isprintable() or not reason.strip():
         raise PolicyError("The reason cannot be used.", hint=f"Give 1 to {MOST_REASON} printable characters.")
@@ -54,7 +54,7 @@ def retire(
         # The service says when it is to be forgotten.
         next_look=0,
     )
-    _change(transaction, changed)
+    _change(transaction, row, changed)
     _record(transaction, Kind.LINEAGE_RETIRED, changed, now=now, actor=actor, correlation=correlation, reason=reason)
     return changed
 
@@ -65,7 +65,7 @@ def resume(
     """Expect renewals of a retired workload again. ``retire_after``: as :func:`privyseal_ca.fleet.states.judge` has it.
 
     Raises:
-        PolicyError: there is no such workload, it is not retired, or time would retire it again at once.
+        PolicyError: there is no such workload, it is not retired or changes right now, or time would retire it again at once.
     """
     row = require_lineage(transaction, lineage_id)
     if not row.retired_at:
@@ -106,15 +106,16 @@ def resume(
         missed_at=0,
         next_look=0,
     )
-    _change(transaction, changed)
+    _change(transaction, row, changed)
     _record(transaction, Kind.LINEAGE_RESUMED, changed, now=now, actor=actor, correlation=correlation)
     return changed
 
 
-def _change(transaction: Transaction, row: LineageRow) -> None:
-    change_lineage(
+def _change(transaction: Transaction, seen: LineageRow, row: LineageRow) -> None:
+    """Store ``row`` where it is still as it was ``seen``: the service may have followed a new certificate since."""
+    if not judge_lineage(
         transaction,
-        row.id,
+        seen,
         retired_at=row.retired_at,
         retired_by=row.retired_by,
         retired_reason=row.retired_reason,
@@ -122,7 +123,11 @@ def _change(transaction: Transaction, row: LineageRow) -> None:
         state_since=row.state_since,
         missed_at=row.missed_at,
         next_look=row.next_look,
-    )
+    ):
+        raise PolicyError(
+            f"There is news of the workload {row.id} at this moment.",
+            hint=f"See what `privyseal fleet show {row.id}` says, then try again.",
+        )
 
 
 def _record(

@@ -98,7 +98,8 @@ class FleetFigures:
     missed: Mapping[str, int]
     #: Workloads without an owner that are not retired.
     unowned: int
-    #: Failing workloads by the problem type of the last attempt; the empty type is one that is not known.
+    #: Failing workloads that have had a certificate, by the problem type of the last attempt; the empty type is one that is
+    #: not known.
     failing: Mapping[str, int]
     #: Those with most missed renewals first, then those with most workloads.
     owners: tuple[OwnerFigures, ...]
@@ -174,7 +175,8 @@ class Survey:
             self._counts[row.owner, row.state, row.criticality, missed] += 1
             if row.retired_at:
                 continue
-            if row.state == State.FAILING:
+            # A name that never had one may be anything that a client made up.
+            if row.state == State.FAILING and row.not_after:
                 self._failing[parse_failure(row.attempt).type] += 1
             if row.not_after:
                 self._spans[bisect_left(_BOUNDS, row.not_after - now), missed] += 1

@@ -40,6 +40,10 @@ _certificate = Certificate.__table__  # type: ignore[attr-defined]
 #: Entries read at a time, two milliseconds of the event loop, and how often in one look.
 _PAGE: Final = 400
 _PAGES: Final = 1000
+#: After a page that took longer than so many seconds to judge the next is half as long, down to so many entries: clients choose
+#: how many names certificates have.
+_LONGEST_STEP: Final = 0.003
+_LEAST: Final = 20
 #: With which certificates a start begins: those of so many seconds.
 _SINCE: Final = 86400
 #: How far before them intents are looked for, in seconds and in entries, whichever is further: a signature may take a while.
@@ -137,6 +141,8 @@ class Completeness:
         self._late = False
         self._complete = 0
         self._incomplete = 0
+        #: How many entries the next page has at most.
+        self._count = _PAGE
         for result in ("complete", "incomplete"):
             metrics.audited.labels(result)
 
@@ -153,10 +159,13 @@ class Completeness:
             at, self._first = begin.entry, begin.certificate
         finished = False
         for _ in range(_PAGES):
-            begun, complete = perf_counter(), self._complete
-            page = await self._store.read(partial(_page, first=at))
-            end = max(at, min(at + _PAGE, page.covered))
+            begun, complete, count = perf_counter(), self._complete, min(self._count, _PAGE)
+            page = await self._store.read(partial(_page, first=at, count=count))
+            end = max(at, min(at + count, page.covered))
+            judged = perf_counter()
             self._judge(page, range(at, end))
+            slow = perf_counter() - judged > _LONGEST_STEP
+            self._count = max(count // 2, _LEAST) if slow else 2 * count
             self._metrics.audited.labels("complete").inc(self._complete - complete)
             at = self._next = end
             finished = end >= page.covered
@@ -305,10 +314,10 @@ def _first_since(transaction: Transaction, moment: float, end: int) -> int:
     return low
 
 
-def _page(transaction: Transaction, first: int) -> _Page:
+def _page(transaction: Transaction, first: int, count: int) -> _Page:
     latest = latest_checkpoint(transaction)
     covered = 0 if latest is None else latest.size
-    end = min(first + _PAGE, covered)
+    end = min(first + count, covered)
     if end <= first:
         return _Page((), (), covered)
     claims = [_Claim(*row) for row in transaction.all(_CERTIFICATES, first=first, end=end)]

@@ -1,5 +1,6 @@
 """Messages from what is to be told: grouped by owner and team, the most critical first, and bounded. Pure."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,6 +20,11 @@ _MOST_NAMES: Final = 3
 #: Characters of a title and of a body.
 MOST_TITLE: Final = 200
 MOST_BODY: Final = 24_000
+#: Characters of the workloads in a message: what comes after them is not cut off, whatever they are called.
+_MOST_TOLD: Final = 16_000
+
+#: In the words of chats: calls of everybody or of somebody, and links (`<http://a|b>`, `[a](b)`, HTML).
+_MARKUP: Final = re.compile(r"@(?:everyone|here|channel)|(?<!\w)@all\b|<(?=[!@#&/a-z])|\](?=[(\[])", re.IGNORECASE)
 
 _DONE: Final = "Nothing: it is well again."
 
@@ -139,6 +145,18 @@ def entry_of(kind: str, row: LineageRow, now: float) -> Entry:
     )
 
 
+def fitting(entries: Iterable[tuple[Entry, LineageRow]]) -> Iterable[tuple[Entry, LineageRow]]:
+    """The first of ``entries``, at least one, that there is room for in a message."""
+    left = _MOST_TOLD
+    for entry, row in entries:
+        texts = (entry.name, entry.service, entry.environment, entry.what, entry.seen, entry.do, row.owner, row.team)
+        length = sum(map(len, texts))
+        if length > left:
+            break
+        left -= length
+        yield entry, row
+
+
 def group(entries: Iterable[tuple[Entry, LineageRow]]) -> tuple[Group, ...]:
     """By owner and team, each group as urgent as the first of it; ``entries`` come in the order of their urgency."""
     found: dict[tuple[str, str], list[Entry]] = {}
@@ -161,14 +179,14 @@ def names_of(names: str) -> str:
 
 
 def plain(text: str) -> str:
-    """``text`` in one line without control characters, and with nothing that chats take for a call of everybody."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return (
-        line.replace("<!", "< !")
-        .replace("@everyone", "@ everyone")
-        .replace("@here", "@ here")
-        .replace("@channel", "@ channel")
-    )
+    """``text`` in one line without control characters, and with nothing that chats take for a call of somebody or a link.
+
+    Strangers choose names. What looks like an address stays one; that a word hides another address is what is prevented.
+    """
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    line = " ".join(text.split())
+    return _MARKUP.sub(lambda found: f"{found[0][0]} {found[0][1:]}", line)
 
 
 def sample(kind: str) -> Content:

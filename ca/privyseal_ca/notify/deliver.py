@@ -8,9 +8,12 @@ import asyncio
 import logging
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Final
+from urllib.parse import urlsplit
 
 from apprise import Apprise, AppriseAsset, NotifyBase, NotifyFormat, NotifyType, OverflowMode
 
@@ -20,8 +23,9 @@ from privyseal_ca.notify.templates import Text
 
 #: Seconds that one URL may take.
 LIMIT: Final = 30.0
-#: Deliveries under way at the same time, those that hang included.
+#: Deliveries under way at the same time, those that hang included: to one receiver, so that it holds up no other, and to all.
 _MOST: Final = 8
+_MOST_OF_ALL: Final = 64
 #: A message is sent in at most so many parts where a service takes short ones only; the rest is cut off.
 _MOST_PARTS: Final = 4
 #: Characters of Apprise's log that are searched.
@@ -50,25 +54,59 @@ _heard = threading.local()
 
 
 class _Ear(logging.Filter):
-    """Keeps what Apprise says while the thread delivers. Nothing of it gets to any handler."""
+    """Keeps what Apprise, and what it sends with, say while the thread delivers. Nothing of that gets to any handler."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep ``record``'s text for the delivery of this thread, and drop it."""
         said: list[str] | None = getattr(_heard, "said", None)
         if said is not None and sum(map(len, said)) < _SEARCHED:
             said.append(record.getMessage()[:_SEARCHED])
-        return False
+        return said is None and not record.name.startswith("apprise")
+
+
+_ear: Final = _Ear()
 
 
 def _listen() -> None:
     logger = logging.getLogger("apprise")
-    logger.addFilter(_Ear())
+    logger.addFilter(_ear)
     # What went wrong is said at this level only.
     logger.setLevel(logging.DEBUG)
 
 
+def _load_http() -> None:
+    """Load what Apprise speaks HTTP with, which takes a while and is only wanted where something is sent, and hold it to bounds."""
+    import_module("privyseal_ca.notify.answers").bound(LIMIT)
+    # A filter is not asked about what is said by the names below its own. urllib3 warns of bad answers with the whole URL.
+    for name in [name for name in list(logging.root.manager.loggerDict) if name.startswith("urllib3")]:
+        logging.getLogger(name).addFilter(_ear)
+
+
+class _Turns:
+    """How many deliveries are under way, by receiver."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: Counter[str] = Counter()
+
+    def take(self, receiver: str) -> bool:
+        """Whether one more may begin, which then counts until it is given back."""
+        with self._lock:
+            if self._taken[receiver] >= _MOST or self._taken.total() >= _MOST_OF_ALL:
+                return False
+            self._taken[receiver] += 1
+            return True
+
+    def give_back(self, receiver: str) -> None:
+        """One has ended."""
+        with self._lock:
+            self._taken[receiver] -= 1
+            if not self._taken[receiver]:
+                del self._taken[receiver]
+
+
 _listen()
-_free = threading.BoundedSemaphore(_MOST)
+_turns = _Turns()
 
 
 async def deliver(target: Target, text: Text, *, urgent: bool, limit: float = LIMIT) -> None:
@@ -79,7 +117,7 @@ async def deliver(target: Target, text: Text, *, urgent: bool, limit: float = LI
     Raises:
         NotificationError: it was not taken. The message says why, without anything of the URL.
     """
-    problem = await _in_thread(lambda: _send(target, text, urgent=urgent), limit)
+    problem = await _in_thread(lambda: _send(target, text, urgent=urgent), _receiver(target), limit)
     if problem:
         raise NotificationError(f"Line {target.line} of the URLs: {problem}.")
 
@@ -94,9 +132,17 @@ async def understood(targets: Sequence[Target]) -> list[int]:
     return await loop.run_in_executor(None, look)
 
 
-async def _in_thread(work: Callable[[], str], limit: float) -> str:
+def _receiver(target: Target) -> str:
+    """What tells receivers apart: the URL up to its path. It may hold a password, and is kept in memory only."""
+    with suppress(ValueError):
+        parts = urlsplit(target.url)
+        return f"{parts.scheme}://{parts.netloc}"
+    return target.url
+
+
+async def _in_thread(work: Callable[[], str], receiver: str, limit: float) -> str:
     """What ``work`` gives, on a thread that is not waited for when it hangs; a problem where it did."""
-    if not _free.acquire(blocking=False):
+    if not _turns.take(receiver):
         return "earlier deliveries hang"
     loop = asyncio.get_running_loop()
     done: asyncio.Future[str] = loop.create_future()
@@ -109,13 +155,17 @@ async def _in_thread(work: Callable[[], str], limit: float) -> str:
         try:
             problem = work()
         finally:
-            _free.release()
+            _turns.give_back(receiver)
         # The loop may have ended meanwhile, and then nobody waits.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, problem)
 
     # Not one of a pool: those are waited for when the process ends.
-    threading.Thread(target=run, name="notification", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="notification", daemon=True).start()
+    except RuntimeError:
+        _turns.give_back(receiver)
+        return "no thread could be started"
     try:
         return await asyncio.wait_for(done, limit)
     except TimeoutError:
@@ -127,6 +177,7 @@ def _send(target: Target, text: Text, *, urgent: bool) -> str:
     said: list[str] = []
     _heard.said = said
     try:
+        _load_http()
         service = _service(target)
         if service is None:
             return "it is no URL that Apprise understands"

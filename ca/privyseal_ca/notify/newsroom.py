@@ -13,7 +13,7 @@ from privyseal_ca.clock import rfc3339
 from privyseal_ca.closed_periods import parse_zone
 from privyseal_ca.config import Settings
 from privyseal_ca.notification_sections import NotificationSettings, RouteSettings
-from privyseal_ca.notify.compose import MOST_NAMED, Content, FailingJob, entry_of, group, most_urgent
+from privyseal_ca.notify.compose import MOST_NAMED, Content, FailingJob, entry_of, fitting, group, most_urgent
 from privyseal_ca.notify.news import (
     Change,
     Urgency,
@@ -33,9 +33,9 @@ from privyseal_ca.store.notifications import (
     SYSTEM_FACT,
     Noted,
     count_given_up,
+    count_undelivered,
     lineages_with,
     noted_lineages,
-    waiting,
 )
 from privyseal_ca.store.scheduling import all_jobs
 from privyseal_ca.store.statement import Transaction
@@ -201,7 +201,9 @@ class Newsroom:
         for (route, recipient), heap in sorted(heaps.items()):
             first = heap.first()
             rows = await self._store.read(partial(lineages_with, ids=[wanted for wanted, _ in first]))
-            named = [(entry_of(each, rows[found], now), rows[found]) for found, each in first if found in rows]
+            named = list(
+                fitting((entry_of(each, rows[found], now), rows[found]) for found, each in first if found in rows)
+            )
             content = Content(
                 kind=kind or most_urgent(heap.counts),
                 authority=self._authority,
@@ -223,7 +225,7 @@ class Newsroom:
     def _look_at_own(self, now: float, transaction: Transaction) -> _Own:
         return _Own(
             failing_jobs(all_jobs(transaction), now, patience=self._settings.patience),
-            waiting(transaction).messages,
+            count_undelivered(transaction),
             count_given_up(transaction, int(now) - _DAY),
         )
 

@@ -1,14 +1,17 @@
 """The texts of messages: Jinja2 templates, the built-in ones or those of the operator, in a sandbox.
 
 The first line of what a template gives is the title, the rest is the body. Templates see the variables of
-:class:`~privyseal_ca.notify.compose.Content` and nothing else: no settings, no URLs.
+:class:`~privyseal_ca.notify.compose.Content` and nothing else: no settings, no URLs. They are read once, and what is used has
+been tried: what somebody writes into the folder later is not run by a service that is at work.
 """
 
+import os
+import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import structlog
-from jinja2 import ChoiceLoader, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import ChoiceLoader, DictLoader, FileSystemLoader, StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from privyseal_ca.errors import ConfigurationError
@@ -33,29 +36,27 @@ class Text(NamedTuple):
 
 
 class Templates:
-    """The texts of one home: those in ``folder`` before the built-in ones."""
+    """The texts of one home: those in ``folder`` before the built-in ones.
+
+    Raises:
+        ConfigurationError: a file in the folder is not regular, or too long, or replaces nothing, or others may change it.
+    """
 
     def __init__(self, folder: Path) -> None:
         built_in = FileSystemLoader(_BUILT_IN)
         self._folder = folder
-        self._own = _environment(ChoiceLoader([FileSystemLoader(folder), built_in]))
+        known = {path.name for path in _BUILT_IN.glob("*.j2")}
+        found = sorted(folder.glob("*.j2")) if folder.is_dir() else []
+        self._files = {path.name: _read(path, known) for path in found}
+        self._own = _environment(ChoiceLoader([DictLoader(self._files), built_in]))
         self._built_in = _environment(built_in)
 
     def check(self) -> tuple[str, ...]:
         """Render everything once; the names of the files that replace built-in ones.
 
         Raises:
-            ConfigurationError: a file in the folder is no template, or uses what there is not.
+            ConfigurationError: one is no template, or uses what there is not.
         """
-        known = {path.name for path in _BUILT_IN.glob("*.j2")}
-        own = sorted(path for path in self._folder.glob("*.j2")) if self._folder.is_dir() else []
-        for path in own:
-            if path.name not in known:
-                raise ConfigurationError(
-                    f"{path} replaces no text.", hint=f"Call it one of {', '.join(sorted(known))}, or remove it."
-                )
-            if path.stat().st_size > _MOST_SOURCE:
-                raise ConfigurationError(f"{path} has more than {_MOST_SOURCE} bytes.", hint="Shorten it.")
         for kind in ("missed", *_NAMES):
             # A digest may have nothing to say; what else is sent has.
             nothing = [Content(kind, "https://ca.corp.example", "1970-01-01T00:00:00Z")] if kind == "digest" else []
@@ -67,7 +68,7 @@ class Templates:
                         f"The template {_NAMES.get(kind, _NEWS)} in {self._folder} cannot be used: {_told(error)}.",
                         hint="Mend or remove it; docs/notifications.md lists what templates are given.",
                     ) from error
-        return tuple(path.name for path in own)
+        return tuple(self._files)
 
     def render(self, content: Content) -> Text:
         """The message. Where the operator's template fails, the built-in one is used, and says so."""
@@ -83,6 +84,33 @@ class Templates:
         written = environment.get_template(_NAMES.get(content.kind, _NEWS)).render(content.variables())
         title, _, body = written.strip().partition("\n")
         return Text(_cut(title.strip(), MOST_TITLE), _cut(body.strip("\n"), MOST_BODY) or title)
+
+
+def _read(path: Path, known: set[str]) -> str:
+    if path.name not in known:
+        raise ConfigurationError(
+            f"{path} replaces no text.", hint=f"Call it one of {', '.join(sorted(known))}, or remove it."
+        )
+    try:
+        # O_NONBLOCK: a FIFO in its place must not stop us.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigurationError(f"{path} is not a regular file.", hint="Make it one, or remove it.")
+            if status.st_uid not in {os.geteuid(), 0} or status.st_mode & 0o022:
+                raise ConfigurationError(
+                    f"{path} can be changed by others, and would be run by the service.",
+                    hint=f"Give it to the user that runs privyseal, and run: chmod go-w {path}",
+                )
+            content = file.read(_MOST_SOURCE + 1)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.", hint="Check its permissions.") from error
+    if len(content) > _MOST_SOURCE:
+        raise ConfigurationError(f"{path} has more than {_MOST_SOURCE} bytes.", hint="Shorten it.")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not UTF-8 text.", hint="Write it as such.") from None
 
 
 def _environment(loader: FileSystemLoader | ChoiceLoader) -> ImmutableSandboxedEnvironment:

@@ -9,9 +9,11 @@ import asyncio
 import fcntl
 import os
 import re
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -97,12 +99,14 @@ class ScheduledBackups:
         self._program = program
         self._correlation = correlation
         self._monotonic = monotonic
-        #: One thread: a folder on another machine may not answer, and then holds up nobody else.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="backup")
+        #: What is done on a thread, one at a time: a folder on another machine may not answer, and then holds up nobody else.
         self._waiting: Future[Any] | None = None
         self._failure: _Failure | None = None
+        #: The newest backup, beside which there are too many that could not be removed.
+        self._crowded: Path | None = None
         self._mark = ""
-        if _is_inside(self._folder, settings.home):
+        # By the names alone: a disk that does not answer must not keep the service from starting. Each run looks where they lead.
+        if Path(os.path.normpath(self._folder)).is_relative_to(os.path.normpath(settings.home.absolute())):
             raise ConfigurationError(
                 f"backup.folder {self._folder} is inside of the home, and would be lost with it.",
                 hint="Name a folder elsewhere, best on another disk or machine.",
@@ -123,6 +127,7 @@ class ScheduledBackups:
         self._metrics.backup_last_success.set(0 if newest is None else newest.made)
         if newest is not None and now - newest.made < self._scheduled.every:
             self._failure = None
+            await self._remove_old(now)
             return
         if self._failure is not None and self._monotonic() < self._failure.until:
             raise BackupError(self._failure.message, hint=self._failure.hint)
@@ -138,8 +143,16 @@ class ScheduledBackups:
             manifest_sha256=made.manifest_sha256,
             left_out=made.left_out,
         )
+        self._crowded = path
         await self._record(made, recipients)
-        await self._threaded(lambda: _remove_old(path, self._settings.home, self._scheduled.keep, now))
+        await self._remove_old(now)
+
+    async def _remove_old(self, now: float) -> None:
+        """Remove those that are too many since the last one was made; until that is done it is tried again."""
+        made, home, keep = self._crowded, self._settings.home, self._scheduled.keep
+        if made is not None:
+            await self._threaded(lambda: _remove_old(made, home, keep, now))
+            self._crowded = None
 
     async def _make(self, path: Path, recipients: dict[str, Recipient], now: float) -> Made:
         settings, begun = self._settings, self._monotonic()
@@ -153,7 +166,7 @@ class ScheduledBackups:
             program=self._program,
         )
         apart = Apart(order)
-        self._waiting = future = self._thread.submit(apart.run)
+        self._waiting = future = _begun(apart.run)
         making = asyncio.wrap_future(future)
         try:
             return await asyncio.shield(making)
@@ -193,7 +206,7 @@ class ScheduledBackups:
             BackupError: the folder does not answer.
         """
         if self._waiting is None or self._waiting.done():
-            self._waiting = future = self._thread.submit(work)
+            self._waiting = future = _begun(work)
             try:
                 async with asyncio.timeout(_PATIENCE):
                     return await asyncio.shield(asyncio.wrap_future(future))
@@ -202,6 +215,20 @@ class ScheduledBackups:
         raise BackupError(
             f"The folder {self._folder} for backups does not answer.", hint="Check the disk, or the machine it is on."
         )
+
+
+def _begun(work: Callable[[], T]) -> Future[T]:
+    """What ``work`` gives, on a thread that is not waited for when the process ends: it may hang for ever."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 (whoever waits is told)
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="backup", daemon=True).start()
+    return future
 
 
 def _is_inside(folder: Path, home: Path) -> bool:
@@ -231,7 +258,12 @@ def _files(folder: Path, home: Path, mark: str) -> list[_File]:
     found = []
     try:
         with os.scandir(folder) as there:
-            for each in islice(there, _MOST_FILES):
+            for number, each in enumerate(there):
+                if number >= _MOST_FILES:
+                    raise BackupError(
+                        f"The folder {folder} for backups has more than {_MOST_FILES} files, not all of which are looked at.",
+                        hint="Move what is no backup elsewhere, or name another folder in backup.folder.",
+                    )
                 match = pattern.fullmatch(each.name)
                 made = match and _time_of(match[1])
                 if made and each.is_file(follow_symlinks=False):
@@ -276,24 +308,28 @@ def _prepared(path: Path, recipients: tuple[str, ...]) -> dict[str, Recipient]:
     """Read the recipients, and remove what interrupted backups left beside ``path``.
 
     Raises:
-        BackupError: the recipients are none, or the folder cannot be changed.
+        BackupError: the recipients are none, or the folder cannot be read.
     """
     found = read_recipients(recipients)
     start, _, _ = path.name.rpartition("-")
     try:
         for part in islice(path.parent.glob(f"{start}-*.age.part"), _MOST_FILES):
-            descriptor = os.open(part, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                # Whoever still writes it has it locked.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                part.unlink(missing_ok=True)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(descriptor)
+            # One that is no file, or somebody else's, stays: it has another name than what is written next.
+            with suppress(OSError):
+                _remove_part(part)
     except OSError as error:
         raise _unusable(path.parent, error.strerror) from error
     return found
+
+
+def _remove_part(part: Path) -> None:
+    descriptor = os.open(part, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        # Whoever still writes it has it locked.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_old(made: Path, home: Path, keep: int, now: float) -> None:

@@ -1,6 +1,6 @@
 """Statements on messages that wait to be delivered, and on the workloads that there is something to tell of."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, insert, or_, select, update
@@ -68,13 +68,8 @@ class Noted(NamedTuple):
 
 
 _INSERT = Statement(insert(_row))
-_DUE = Statement(
-    select(_row)
-    # What was made by a clock that was ahead does not wait for that time to come.
-    .where(_row.c.state == WAITING, or_(_row.c.next_attempt <= bindparam("now"), _row.c.created > bindparam("now")))
-    .order_by(_row.c.next_attempt, _row.c.created)
-    .limit(bindparam("count"))
-)
+#: By how many routes are left out.
+_due: dict[int, Statement] = {}
 _WAITING = Statement(select(func.count(), func.coalesce(func.min(_row.c.created), 0)).where(_row.c.state == WAITING))
 _NEWEST = Statement(select(_row).order_by(_row.c.created.desc(), _row.c.id).limit(bindparam("count")))
 _NEWEST_IN = Statement(
@@ -101,6 +96,7 @@ _TROUBLED = Statement(
     .order_by(_row.c.route)
     .limit(64)
 )
+_UNDELIVERED = Statement(select(func.count()).where(_row.c.state == WAITING, _row.c.attempts > 0))
 _GIVEN_UP = Statement(select(func.count()).where(_row.c.state == GIVEN_UP, _row.c.next_attempt >= bindparam("since")))
 # Finished ones have the time of that in next_attempt as well, which is in the index.
 _SWEEP = Statement(
@@ -143,9 +139,26 @@ def add_notification(transaction: Transaction, row: NotificationRow) -> None:
     transaction.execute(_INSERT, **row._asdict())
 
 
-def due_notifications(transaction: Transaction, now: int, *, count: int) -> list[NotificationRow]:
-    """Up to ``count`` messages that are to be tried by ``now``, those that wait longest first."""
-    return [NotificationRow(*row) for row in transaction.all(_DUE, now=now, count=count)]
+def due_notifications(
+    transaction: Transaction, now: int, *, count: int, without: Sequence[str] = ()
+) -> list[NotificationRow]:
+    """Up to ``count`` messages that are to be tried by ``now``, not by the routes ``without``; what waits longest first."""
+    statement = _due.get(len(without))
+    if statement is None:
+        left_out = [_row.c.route != bindparam(f"without_{number}") for number in range(len(without))]
+        statement = _due[len(without)] = Statement(
+            select(_row)
+            .where(
+                _row.c.state == WAITING,
+                # What was made by a clock that was ahead does not wait for that time to come.
+                or_(_row.c.next_attempt <= bindparam("now"), _row.c.created > bindparam("now")),
+                *left_out,
+            )
+            .order_by(_row.c.next_attempt, _row.c.created)
+            .limit(bindparam("count"))
+        )
+    names = {f"without_{number}": name for number, name in enumerate(without)}
+    return [NotificationRow(*row) for row in transaction.all(statement, now=now, count=count, **names)]
 
 
 def waiting(transaction: Transaction) -> Waiting:
@@ -183,6 +196,12 @@ def settle_notification(transaction: Transaction, row: NotificationRow) -> bool:
 def troubled_routes(transaction: Transaction) -> dict[str, str]:
     """The routes by which something waits that could not be delivered, each with a reason."""
     return {str(route): str(problem) for route, problem in transaction.all(_TROUBLED)}
+
+
+def count_undelivered(transaction: Transaction) -> int:
+    """How many messages wait although it was tried to deliver them."""
+    row = transaction.one(_UNDELIVERED)
+    return int(row[0]) if row else 0
 
 
 def count_given_up(transaction: Transaction, since: int) -> int:
