@@ -1,5 +1,6 @@
 """The sections of the settings that are about the fleet: who owns which workload, and when one counts as gone."""
 
+import re
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -15,6 +16,8 @@ Criticality = Literal["critical", "high", "normal", "low"]
 #: What an attribute may be: printable, and short enough for a table.
 Word = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", strip_whitespace=True)]
 LabelName = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+#: Lower-case labels, as in the names of certificates.
+_SUFFIX: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
 
 
 class FleetRule(Section):
@@ -43,7 +46,11 @@ class FleetRule(Section):
     @field_validator("dns")
     @classmethod
     def _canonical(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(suffix.lower().strip(".") for suffix in value)
+        suffixes = tuple(suffix.lower().removeprefix("*").strip(".") for suffix in value)
+        for suffix, written in zip(suffixes, value, strict=True):
+            if not _SUFFIX.fullmatch(suffix):
+                raise ValueError(f"{written[:64]!r} is no suffix of DNS names: no workload would match it")
+        return suffixes
 
     @model_validator(mode="after")
     def _says_something(self) -> "FleetRule":
@@ -70,7 +77,7 @@ class FleetSettings(Section):
         14 * 86400,
         ge=3600,
         le=3650 * 86400,
-        description="How long after the end of its certificate a workload that did not renew counts as retired.",
+        description="How long after the end of its certificate, or its last attempt, a workload that did not renew counts as retired.",
     )
     forget_after: int = Field(
         365 * 86400,

@@ -31,4 +31,4 @@ class Fleet:
             metrics=context.metrics,
         )
         gauges = FleetGauges(context.store, context.metrics, context.clock)
-        return cls(follower, FleetJudge(context, owners, renewal), gauges)
+        return cls(follower, FleetJudge(context, owners, renewal, lambda: follower.behind), gauges)

@@ -4,6 +4,7 @@ Both are noted in memory, which costs requests next to nothing, and written to t
 What a killed process had not written is lost: clients ask again, and who fails once fails again.
 """
 
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -14,14 +15,19 @@ import orjson
 from privyseal_acme.protocol.messages import IdentifierMessage
 from privyseal_acme.protocol.problems import Problem
 from privyseal_acme.store.orders import OrderRow
+from privyseal_ca.errors import PrivySealError
+from privyseal_ca.identifiers import parse_identifier
 
 #: Questions and attempts that are kept until they are written; when there are more, the oldest go.
 _MOST_POLLS: Final = 200_000
 _MOST_ATTEMPTS: Final = 5_000
+#: Of those attempts, as many may be one requester's: who invents names puts out nobody else's.
+_MOST_OF_ONE: Final = 500
 #: Of one text, and of all that is kept of one attempt, in characters.
 _TEXT: Final = 1000
 _DOCUMENT: Final = 6000
-_NAMES: Final = 100
+#: Of all names of one attempt, in characters; what has more is about no certificate that anybody has.
+_NAMES: Final = 16_000
 
 #: Problems that say nothing about the client: it did right, or only has to try again.
 _NOT_THE_CLIENT: Final = frozenset(
@@ -40,8 +46,11 @@ class Subject:
     names: tuple[str, ...]
     #: The ARI identifier of the certificate that was to be replaced (RFC 9773 section 4.1).
     replaces: str | None = None
-    #: Where only an authorization is known, its id: the orders that name it are looked for.
+    #: Where only an authorization is known, its id: the orders that name it are looked for, from ``begun`` on.
     authorization: str | None = None
+    begun: int = field(default=0, compare=False)
+    #: The order that the last attempt was for, when there is one: if it succeeds after all, nothing has failed.
+    order: str = field(default="", compare=False)
 
 
 @dataclass(slots=True)
@@ -59,15 +68,18 @@ class Attempts:
 class FleetNotes:
     """The notes of one process. For the event loop's thread only."""
 
-    _polls: dict[str, int] = field(default_factory=dict)
-    _attempts: dict[Subject, Attempts] = field(default_factory=dict)
+    # Not plain dictionaries: those look through all that was taken from their front to find the first that is left.
+    _polls: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    _attempts: OrderedDict[Subject, Attempts] = field(default_factory=OrderedDict)
+    #: How many of the attempts are each requester's.
+    _each: Counter[str] = field(default_factory=Counter)
 
     def polled(self, serial: str, now: float) -> None:
         """Somebody asked when the certificate is to be renewed."""
         # Taken out first: what is new stands at the end, and what goes is the oldest.
         self._polls.pop(serial, None)
         if len(self._polls) >= _MOST_POLLS:
-            del self._polls[next(iter(self._polls))]
+            self._polls.popitem(last=False)
         self._polls[serial] = int(now)
 
     def failed(
@@ -105,20 +117,21 @@ class FleetNotes:
         if len(text) > _DOCUMENT:
             document.pop("seen", None)
             text = orjson.dumps(document).decode()
-        before = self._attempts.pop(subject, None)
+        before = self._take(subject)
+        if before is None and self._each[subject.requester] >= _MOST_OF_ONE:
+            return
         if before is None and len(self._attempts) >= _MOST_ATTEMPTS:
-            del self._attempts[next(iter(self._attempts))]
+            self._take(next(iter(self._attempts)))
         moment = int(now)
-        self._attempts[subject] = Attempts(
-            before.count + 1 if before else 1, before.first if before else moment, moment, text
+        self._put(
+            subject, Attempts(before.count + 1 if before else 1, before.first if before else moment, moment, text)
         )
 
     def take_polls(self, count: int) -> list[tuple[str, int]]:
         """Up to ``count`` questions, by serial, that are not noted here any more."""
         taken: list[tuple[str, int]] = []
         while self._polls and len(taken) < count:
-            serial = next(iter(self._polls))
-            taken.append((serial, self._polls.pop(serial)))
+            taken.append(self._polls.popitem(last=False))
         return taken
 
     def take_attempts(self, count: int) -> list[tuple[Subject, Attempts]]:
@@ -126,7 +139,8 @@ class FleetNotes:
         taken: list[tuple[Subject, Attempts]] = []
         while self._attempts and len(taken) < count:
             subject = next(iter(self._attempts))
-            taken.append((subject, self._attempts.pop(subject)))
+            taken.append((subject, self._attempts[subject]))
+            self._take(subject)
         return taken
 
     def give_back(
@@ -142,18 +156,43 @@ class FleetNotes:
                 newer.count += each.count
                 newer.first = each.first
             elif len(self._attempts) < _MOST_ATTEMPTS:
-                self._attempts[subject] = each
+                self._put(subject, each)
+
+    def _put(self, subject: Subject, each: Attempts) -> None:
+        self._attempts[subject] = each
+        self._each[subject.requester] += 1
+
+    def _take(self, subject: Subject) -> Attempts | None:
+        each = self._attempts.pop(subject, None)
+        if each is not None:
+            self._each[subject.requester] -= 1
+            if not self._each[subject.requester]:
+                del self._each[subject.requester]
+        return each
 
 
 def names_of(identifiers: Iterable[IdentifierMessage]) -> tuple[str, ...]:
-    """The names of a request as a certificate's row has them, or would have them if they were any good."""
-    return tuple(sorted({_name(each.type, each.value) for each in list(identifiers)[:_NAMES]}))
+    """The names of a request as a certificate's row has them, or would have them if they were any good; none when too many."""
+    names: set[str] = set()
+    length = 0
+    for each in identifiers:
+        name = _canonical(each.type, each.value)
+        length += len(name)
+        if length > _NAMES:
+            return ()
+        names.add(name)
+    return tuple(sorted(names))
 
 
 def subject_of(row: OrderRow) -> Subject:
     """What an order is for."""
     names = tuple(sorted(f"{kind}:{value}" for kind, value in orjson.loads(row.identifiers)))
-    return Subject(f"account:{row.account_id}", row.profile, names, row.replaces)
+    return Subject(f"account:{row.account_id}", row.profile, names, row.replaces, order=row.id)
+
+
+def printable(text: str) -> str:
+    """``text`` without what no database, terminal or page should get to see."""
+    return text if text.isprintable() else "".join(character for character in text if character.isprintable())
 
 
 def names_hash(requester: str, profile: str, names: Iterable[str]) -> bytes:
@@ -161,6 +200,15 @@ def names_hash(requester: str, profile: str, names: Iterable[str]) -> bytes:
     return sha256("\0".join((requester, profile, *sorted(names))).encode()).digest()
 
 
+def _canonical(kind: str, value: str) -> str:
+    if kind == "ip":
+        # Addresses have many spellings.
+        try:
+            return f"ip:{parse_identifier(kind, value).value}"
+        except PrivySealError:
+            pass
+    return _name(kind, value)
+
+
 def _name(kind: str, value: str) -> str:
-    printable = "".join(character for character in value[:256].lower() if character.isprintable())
-    return f"{kind[:16]}:{printable}"
+    return f"{printable(kind[:16])}:{printable(value[:256].lower())}"

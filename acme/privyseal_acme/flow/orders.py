@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from privyseal_acme.flow.context import Context
-from privyseal_acme.flow.fleet_notes import Subject, names_of
+from privyseal_acme.flow.fleet_notes import Subject, names_of, printable
 from privyseal_acme.flow.objects import order_object
 from privyseal_acme.protocol.ari import parse_certificate_id
 from privyseal_acme.protocol.encoding import decode, encode
@@ -74,7 +74,7 @@ class OrderFlow:
         except (Problem, PrivySealError) as error:
             subject = Subject(
                 requester=account.actor,
-                profile=message.profile or self._context.settings.issuance.default_profile,
+                profile=printable(message.profile or self._usual_profile(account)),
                 names=names_of(message.identifiers),
                 replaces=message.replaces,
             )
@@ -176,15 +176,19 @@ class OrderFlow:
                 help_url=urls.limits,
             )
 
+    def _usual_profile(self, account: AccountRow) -> str:
+        """The name of the profile for ``account`` where it asks for none."""
+        default = self._context.settings.issuance.default_profile
+        policy = self._context.policy_of(account)
+        allowed = policy.profiles if policy is not None else ()
+        # The server picks one that the account may use (profiles draft section 4).
+        return default if not allowed or default in allowed else allowed[0]
+
     def _profile(self, requested: str | None, account: AccountRow) -> Profile:
         context = self._context
         policy = context.policy_of(account)
         allowed = policy.profiles if policy is not None else ()
-        name = requested
-        if name is None:
-            default = context.settings.issuance.default_profile
-            # The server picks one that the account may use (profiles draft section 4).
-            name = default if not allowed or default in allowed else allowed[0]
+        name = self._usual_profile(account) if requested is None else requested
         profile = context.profiles.get(name)
         if profile is None or (allowed and name not in allowed):
             raise Problem(

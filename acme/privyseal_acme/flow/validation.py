@@ -137,7 +137,7 @@ class ValidationQueue:
         """Have the workloads of the orders that need this authorization show what was seen."""
         if outcome.problem is not None:
             self._context.fleet.failed(
-                Subject(account.actor, "", (), authorization=row.id),
+                Subject(account.actor, "", (), authorization=row.id, begun=row.created),
                 Problem(outcome.problem.type, outcome.problem.detail),
                 self._context.clock.now(),
                 stage="validation",

@@ -26,6 +26,14 @@ _PAGE = Statement(
     .order_by(_order.c.created.desc(), _order.c.id.desc())
     .limit(bindparam("count"))
 )
+_from = (
+    select(*_COLUMNS)
+    .where(_order.c.account_id == bindparam("account"), _order.c.created >= bindparam("begun"))
+    .order_by(_order.c.created)
+    .limit(bindparam("count"))
+    .subquery()
+)
+_WITH_AUTHORIZATION = Statement(select(_from).where(_from.c.authorizations.like(bindparam("pattern"))).limit(16))
 _BEGIN = Statement(
     update(_order)
     .values(state="processing", csr=bindparam("new_csr"), correlation=bindparam("new_correlation"))
@@ -105,6 +113,16 @@ def page_of_orders(
     created, order_id = before
     rows = transaction.all(_PAGE, account=account_id, created_before=created, id_before=order_id, count=count)
     return [(str(row[0]), int(row[1])) for row in rows]
+
+
+def orders_with_authorization(
+    transaction: Transaction, account_id: str, authorization_id: str, *, begun: int, count: int
+) -> list[OrderRow]:
+    """The orders that name an authorization, among the first ``count`` of the account since ``begun``."""
+    rows = transaction.all(
+        _WITH_AUTHORIZATION, account=account_id, begun=begun, count=count, pattern=f'%"{authorization_id}"%'
+    )
+    return [OrderRow(*row) for row in rows]
 
 
 def begin_processing(transaction: Transaction, order_id: str, *, csr: bytes, correlation: str) -> bool:

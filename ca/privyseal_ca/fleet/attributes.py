@@ -118,7 +118,8 @@ def attribute(
     origin: Origin, *, rules: Iterable[FleetRule], account: Attributes = NOTHING_SAID, eab: Attributes = NOTHING_SAID
 ) -> Attribution:
     """The attributes of the workload: each from the first rule that says it, else from its account, else from its EAB key."""
-    said = [(_of_rule(rule), f"rule:{rule.name}") for rule in rules if _matches(rule, origin)]
+    hosts = [name.removeprefix("dns:").removeprefix("*.") for name in origin.names if name.startswith("dns:")]
+    said = [(_of_rule(rule), f"rule:{rule.name}") for rule in rules if _matches(rule, origin, hosts)]
     said += [(account, "account"), (eab, f"eab:{origin.eab_kid}")]
     values: dict[str, Any] = {}
     labels: dict[str, str] = {}
@@ -140,8 +141,11 @@ def _of_rule(rule: FleetRule) -> Attributes:
     )
 
 
-def _matches(rule: FleetRule, origin: Origin) -> bool:
+def _matches(rule: FleetRule, origin: Origin, hosts: Sequence[str]) -> bool:
     """Whether ``origin`` fulfils every condition that ``rule`` has."""
+    # First what most rules fail by, at once for all their suffixes: there may be a thousand of them.
+    if rule.dns and not (hosts and hosts[0].endswith(rule.dns)):
+        return False
     for wanted, value in (
         (rule.accounts, origin.account),
         (rule.eab, origin.eab_kid),
@@ -150,11 +154,8 @@ def _matches(rule: FleetRule, origin: Origin) -> bool:
     ):
         if wanted and value not in wanted:
             return False
-    if not rule.dns:
-        return True
-    hosts = [name.removeprefix("dns:").removeprefix("*.") for name in origin.names if name.startswith("dns:")]
-    return bool(hosts) and all(any(_within(host, suffix) for suffix in rule.dns) for host in hosts)
+    return not rule.dns or all(_within(host, rule.dns) for host in hosts)
 
 
-def _within(host: str, suffix: str) -> bool:
-    return host == suffix or host.endswith(f".{suffix}")
+def _within(host: str, suffixes: tuple[str, ...]) -> bool:
+    return any(host == suffix or host.endswith(f".{suffix}") for suffix in suffixes)

@@ -123,6 +123,7 @@ def _gone_at(facts: Facts, retire_after: int) -> int:
     """When time retires the workload, if nothing is heard of it."""
     if facts.revoked_at and facts.revocation_reason == CESSATION:
         return facts.revoked_at
-    if not facts.not_after:
-        return facts.attempted_at + retire_after
-    return facts.not_after + (retire_after if facts.renews else 0)
+    if not facts.renews and facts.not_after:
+        return facts.not_after
+    # Who still tries, and fails, is not gone.
+    return max(facts.not_after, facts.attempted_at if facts.attempts else 0) + retire_after

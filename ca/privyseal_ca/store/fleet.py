@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, case, delete, func, insert, select, update
+from sqlalchemy import BigInteger, and_, bindparam, case, delete, func, insert, or_, select, update
 
 from privyseal_ca.store.fleet_tables import Lineage, LineageCertificate
 from privyseal_ca.store.statement import Statement, Transaction
@@ -18,6 +18,8 @@ _revocation = Revocation.__table__  # type: ignore[attr-defined]
 FOLLOWED_FACT: Final = "fleet-followed"
 #: The fact with the hash of what attributes were last given by.
 RULES_FACT: Final = "fleet-rules"
+#: The fact with the latest moment, in seconds since the epoch, at which states were judged.
+JUDGED_FACT: Final = "fleet-judged"
 
 
 class LineageRow(NamedTuple):
@@ -82,11 +84,12 @@ _BY_SERIAL = Statement(select(_lineage).where(_lineage.c.serial == bindparam("wa
 _BY_MEMBER = Statement(
     select(_lineage).join(_member, _member.c.lineage_id == _lineage.c.id).where(_member.c.serial == bindparam("wanted"))
 )
-#: The one whose certificate ends first is the one that a certificate without a predecessor replaces.
+#: The one whose certificate ends first is the one that a certificate without a predecessor replaces; those that are gone come
+#: last, however many they are.
 _BY_NAMES = Statement(
     select(_lineage)
     .where(_lineage.c.names_hash == bindparam("wanted"))
-    .order_by(_lineage.c.not_after, _lineage.c.created)
+    .order_by(case((_lineage.c.retired_at > 0, 1), else_=0), _lineage.c.not_after, _lineage.c.created)
     .limit(64)
 )
 _PAGE = Statement(
@@ -107,7 +110,10 @@ _DUE = Statement(
     .where(_lineage.c.next_look <= bindparam("now"))
     .order_by(_lineage.c.next_look)
     .limit(bindparam("count"))
+    # What an operator says of an account while its workloads are judged marks them again, after that.
+    .with_for_update(skip_locked=True)
 )
+_IS_MEMBER = Statement(select(_member.c.serial).where(_member.c.serial == bindparam("wanted")))
 _ADD_MEMBER = Statement(insert(_member))
 _MOVE_MEMBER = Statement(
     update(_member).values(lineage_id=bindparam("new_lineage")).where(_member.c.serial == bindparam("wanted"))
@@ -118,7 +124,19 @@ _MEMBERS = Statement(
     .order_by(_member.c.not_before.desc(), _member.c.serial)
     .limit(bindparam("count"))
 )
-_FORGET = Statement(delete(_lineage).where(_lineage.c.id == bindparam("wanted")))
+_FORGET = Statement(
+    delete(_lineage).where(
+        _lineage.c.id == bindparam("wanted"),
+        _lineage.c.serial == bindparam("seen_serial"),
+        _lineage.c.retired_at == bindparam("seen_retired_at"),
+    )
+)
+#: Those without a certificate have no members.
+_FORGET_UNBORN = Statement(
+    delete(_lineage).where(
+        _lineage.c.names_hash == bindparam("wanted"), _lineage.c.serial == "", _lineage.c.id != bindparam("but")
+    )
+)
 _FORGET_MEMBERS = Statement(delete(_member).where(_member.c.lineage_id == bindparam("wanted")))
 _UNBORN = Statement(
     select(func.count()).select_from(
@@ -140,12 +158,29 @@ _NEW_REVOCATIONS = Statement(
     .order_by(_revocation.c.ledger_index)
     .limit(bindparam("count"))
 )
+#: Past this tenth of its life a certificate's window is settled (:data:`privyseal_ca.renewal.due.SETTLED`).
+_SETTLED_TENTHS: Final = 3
+_settled = _lineage.c.not_before * 10 + (_lineage.c.not_after - _lineage.c.not_before) * _SETTLED_TENTHS
 _POLLED = Statement(
     update(_lineage)
     .values(
         polled_at=bindparam("moment"),
-        # The first question in a window makes another state, and the first of all another deadline.
-        next_look=case((_lineage.c.polled_at < _lineage.c.window_start, 0), else_=_lineage.c.next_look),
+        next_look=case(
+            (
+                # The first question of all makes another deadline, as does the first about a settled window; the first in a
+                # window another state. The others are news to nobody, however many they are.
+                or_(
+                    _lineage.c.polled_at == 0,
+                    and_(_lineage.c.polled_at * 10 < _settled, bindparam("settled_by", type_=BigInteger) >= _settled),
+                    and_(
+                        _lineage.c.polled_at < _lineage.c.window_start,
+                        bindparam("begun_by", type_=BigInteger) >= _lineage.c.window_start,
+                    ),
+                ),
+                0,
+            ),
+            else_=_lineage.c.next_look,
+        ),
     )
     .where(_lineage.c.serial == bindparam("wanted"), _lineage.c.polled_at < bindparam("moment"))
 )
@@ -155,7 +190,11 @@ _changes: dict[tuple[str, ...], Statement] = {}
 _LOOK_ALL = Statement(
     update(_lineage)
     .values(next_look=0)
-    .where(_lineage.c.id >= bindparam("first"), _lineage.c.id <= bindparam("last"), _lineage.c.retired_at == 0)
+    .where(
+        _lineage.c.id >= bindparam("first"),
+        _lineage.c.id <= bindparam("last"),
+        or_(_lineage.c.retired_at == 0, _lineage.c.retired_at > bindparam("now")),
+    )
 )
 _LOOK_REQUESTER = Statement(
     update(_lineage)
@@ -235,16 +274,25 @@ def judge_lineage(transaction: Transaction, seen: LineageRow, **changes: str | i
     return transaction.execute(statement, wanted=seen.id, **parameters) == 1
 
 
-def forget_lineage(transaction: Transaction, lineage_id: str) -> None:
-    """Remove a workload, and which certificates were its."""
-    transaction.execute(_FORGET_MEMBERS, wanted=lineage_id)
-    transaction.execute(_FORGET, wanted=lineage_id)
+def forget_lineage(transaction: Transaction, seen: LineageRow) -> bool:
+    """Remove a workload, and which certificates were its, unless it is back since it was ``seen``."""
+    forgotten = (
+        transaction.execute(_FORGET, wanted=seen.id, seen_serial=seen.serial, seen_retired_at=seen.retired_at) == 1
+    )
+    if forgotten:
+        transaction.execute(_FORGET_MEMBERS, wanted=seen.id)
+    return forgotten
 
 
-def look_at_these(transaction: Transaction, ids: Sequence[str]) -> None:
-    """Have the states of these neighbours, given in order, judged anew."""
+def forget_unborn(transaction: Transaction, names_hash: bytes, *, but: str) -> None:
+    """Remove the workloads of one requester, profile and set of names that never had a certificate, ``but`` one."""
+    transaction.execute(_FORGET_UNBORN, wanted=names_hash, but=but)
+
+
+def look_at_these(transaction: Transaction, ids: Sequence[str], now: int) -> None:
+    """Have the states of these neighbours, given in order, judged anew: of those that live, or were retired later than ``now``."""
     if ids:
-        transaction.execute(_LOOK_ALL, first=ids[0], last=ids[-1])
+        transaction.execute(_LOOK_ALL, first=ids[0], last=ids[-1], now=now)
 
 
 def look_at_requester(transaction: Transaction, requester: str) -> int:
@@ -284,12 +332,10 @@ def new_revocations(transaction: Transaction, index: int, *, count: int) -> list
 
 
 def note_polls(transaction: Transaction, polls: Iterable[tuple[str, int]]) -> list[str]:
-    """Write down when renewal information was asked for, by serial; the serials that are no workload's newest."""
-    missing = []
-    for serial, moment in polls:
-        if (
-            not transaction.execute(_POLLED, wanted=serial, moment=moment)
-            and lineage_of_newest(transaction, serial) is None
-        ):
-            missing.append(serial)
-    return missing
+    """Write down when renewal information was asked for, by serial; the serials that are no workload's yet."""
+    return [
+        serial
+        for serial, moment in polls
+        if not transaction.execute(_POLLED, wanted=serial, moment=moment, begun_by=moment, settled_by=10 * moment)
+        and transaction.one(_IS_MEMBER, wanted=serial) is None
+    ]
