@@ -7,10 +7,11 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -44,6 +45,25 @@ from privyseal_ca.upkeep_sections import BackupSettings
 
 SETTINGS_FILE = "privyseal.toml"
 ROOTS_FILE = "roots.pem"
+
+#: What is wrong with a key, by pydantic's type of the error, where pydantic says it in the words of Python.
+_PLAIN: Final = {
+    "extra_forbidden": "there is no such key",
+    "missing": "must be set",
+    "tuple_type": 'must be a list: ["..."], or [[...]] above each of several tables',
+    "list_type": 'must be a list: ["..."], or [[...]] above each of several tables',
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "string_type": "must be text, in quotes",
+    "int_type": "must be a whole number, without quotes",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number, without quotes",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+}
 
 
 class _Environment(EnvSettingsSource):
@@ -148,12 +168,8 @@ def load_settings(home: Path) -> Settings:
         # PRIVYSEAL_HOME would otherwise win over the home that was asked for with --home.
         return Settings(**document).model_copy(update={"home": home})
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in issue['loc'])}: {issue['msg']}"
-            for issue in error.errors(include_input=False)
-        )
         raise ConfigurationError(
-            f"The settings of {home} are not valid: {problems}.",
+            f"The settings of {home} are not valid: {problems_of(error)}.",
             hint=f"Mend {path} or the PRIVYSEAL_ variables; docs/configuration.md lists every key.",
         ) from error
     except SettingsError as error:
@@ -161,6 +177,20 @@ def load_settings(home: Path) -> Settings:
             f"A PRIVYSEAL_ variable cannot be read: {error}.",
             hint="Lists and tables are written as JSON, lists also with commas.",
         ) from error
+
+
+def problems_of(error: ValidationError) -> str:
+    """What is wrong with settings or another document, key by key, for who wrote it. Values are not repeated."""
+    return "; ".join(
+        ": ".join(filter(None, [".".join(str(part) for part in issue["loc"]), _plainly(issue)]))
+        for issue in error.errors(include_input=False, include_url=False)
+    )
+
+
+def _plainly(issue: ErrorDetails) -> str:
+    if issue["type"] in _PLAIN:
+        return _PLAIN[issue["type"]]
+    return issue["msg"].removeprefix("Value error, ").replace("Input should", "must")
 
 
 def _refuse_unknown_sections(environment: Mapping[str, str]) -> None:

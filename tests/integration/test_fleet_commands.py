@@ -213,11 +213,15 @@ def test_export_to_standard_output_and_files(commands: Commands, tmp_path: Path)
         json.loads(line) for line in commands.run("export", "--all", "--format", "jsonl").stdout.splitlines()
     ] == by_id
     file = tmp_path / "fleet.json"
-    told = commands.json("export", "--format", "json", "--all", file)
+    told = commands.json("export", "--all", file)
     assert told == {"file": str(file), "format": "json", "workloads": 7}
     assert json.loads(file.read_text(encoding="utf-8")) == by_id
     assert json.loads(commands.run("export", "--format", "json", "--owner", "nobody").stdout) == []
-    assert commands.run("export", file, "--missed").stdout == f"3 workloads are written into {file}\n"
+    commands.run("export", "--all", file)
+    assert json.loads(file.read_text(encoding="utf-8")) == by_id, "the file's name says how"
+    assert (
+        commands.run("export", file, "--format", "csv", "--missed").stdout == f"3 workloads are written into {file}\n"
+    )
     assert set(read_csv(file.read_text(encoding="utf-8"))) == {"ended", "overdue", "silent"}
     assert file.stat().st_mode & 0o077 == 0
     assert list(tmp_path.iterdir()) == [file]

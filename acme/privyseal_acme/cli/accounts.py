@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from privyseal_acme.cli.attributes import attribute_options, attributes_of, described
+from privyseal_acme.cli.attributes import described, description_of, description_options
 from privyseal_acme.flow.administration import deactivate_account, describe_account, require_account
 from privyseal_acme.store.accounts import AccountRow, list_accounts
 from privyseal_ca.cli.frame import Group, Invocation, pass_invocation
@@ -52,20 +52,20 @@ def show(invocation: Invocation, account_id: str) -> None:
         async with opened_store(settings_of(invocation)) as store:
             return await store.read(lambda tx: require_account(tx, account_id))
 
-    members = _document(run(work()))
-    invocation.result(members, "\n".join(f"{key:<14} {value}" for key, value in members.items()))
+    row = run(work())
+    invocation.result(_document(row), _text(row))
 
 
 @account.command("describe")
 @click.argument("account_id", metavar="ID")
-@attribute_options
+@description_options
 @pass_invocation
 def describe(invocation: Invocation, account_id: str, **options: Any) -> None:
-    """Say whose the workloads of an account are, in place of what was said before.
+    """Say whose the workloads of an account are, in place of all that was said before.
 
     It counts before what the account's external account key says, and after the rules of the settings (`fleet.rules`).
     """
-    surroundings, attributes = surroundings_of(invocation), attributes_of(options)
+    surroundings, attributes = surroundings_of(invocation), description_of(options)
 
     async def work() -> AccountRow:
         async with opened_store(settings_of(invocation)) as store:
@@ -107,6 +107,21 @@ def deactivate(invocation: Invocation, account_id: str, **options: bool) -> None
 
     run(work())
     invocation.result({"id": account_id, "status": "deactivated"}, f"The account {account_id} is deactivated.")
+
+
+def _text(row: AccountRow) -> str:
+    members = _document(row)
+    attributes = parse_attributes(row.attributes)
+    shown = {
+        **members,
+        "contact": " ".join(members["contact"]) or "-",
+        "terms_agreed": "yes" if members["terms_agreed"] else "no",
+        "narrowing": json.dumps(members["narrowing"]) if members["narrowing"] else "-",
+        "eab_kid": members["eab_kid"] or "-",
+    }
+    del shown["attributes"]
+    lines = [f"{key:<13} {value}" for key, value in shown.items()]
+    return "\n".join([*lines, described(attributes)] if attributes else lines)
 
 
 def _document(row: AccountRow) -> dict[str, Any]:

@@ -30,6 +30,30 @@ def attribute_options(command: F) -> F:
     return command
 
 
+def description_options(command: F) -> F:
+    """The same for commands that say it anew: :func:`description_of` takes them out."""
+    clear = click.option("--clear", is_flag=True, help="Take back what was said, and say nothing.")
+    return attribute_options(clear(command))
+
+
+def description_of(options: dict[str, Any]) -> Attributes:
+    """What the options say in place of what was said before.
+
+    Raises:
+        click.UsageError: they say nothing, and do not say that nothing is meant; or both.
+        ConfigurationError: one of them cannot be used.
+    """
+    attributes = attributes_of(options)
+    if options["clear"] and attributes:
+        raise click.UsageError("--clear goes with no other option.")
+    if not options["clear"] and not attributes:
+        raise click.UsageError(
+            "Say something of the workloads, such as --owner. It takes the place of all that was said before; "
+            "--clear takes that back."
+        )
+    return attributes
+
+
 def attributes_of(options: dict[str, Any]) -> Attributes:
     """What the options say.
 

@@ -5,7 +5,13 @@ from typing import Any
 
 import click
 
-from privyseal_acme.cli.attributes import attribute_options, attributes_of, described
+from privyseal_acme.cli.attributes import (
+    attribute_options,
+    attributes_of,
+    described,
+    description_of,
+    description_options,
+)
 from privyseal_acme.flow.eab import EabKeys, Narrowing, NewEabKey
 from privyseal_acme.opening import nonce_key
 from privyseal_acme.store.eab import EabKeyRow, list_eab_keys
@@ -79,11 +85,11 @@ async def _create(invocation: Invocation, settings: Settings, options: dict[str,
 
 @eab.command("describe")
 @click.argument("kid")
-@attribute_options
+@description_options
 @pass_invocation
 def describe(invocation: Invocation, kid: str, **options: Any) -> None:
-    """Say whose the workloads are of the accounts that a key bound, in place of what was said before."""
-    settings, attributes = settings_of(invocation), attributes_of(options)
+    """Say whose the workloads are of the accounts that a key bound, in place of all that was said before."""
+    settings, attributes = settings_of(invocation), description_of(options)
 
     async def work() -> EabKeyRow:
         async with opened_store(settings) as store:
@@ -107,7 +113,7 @@ def list_keys(invocation: Invocation) -> None:
     invocation.result(
         [_document(row) for row in rows],
         table(
-            ("KID", "STATE", "POLICY", "USES", "EXPIRES", "LABEL"),
+            ("KID", "STATE", "POLICY", "USES", "EXPIRES", "OWNER", "LABEL"),
             [
                 (
                     row.kid,
@@ -115,6 +121,7 @@ def list_keys(invocation: Invocation) -> None:
                     row.policy,
                     f"{row.uses}/{'any' if row.max_uses is None else row.max_uses}",
                     when(row.expires),
+                    parse_attributes(row.attributes).owner or "-",
                     row.label,
                 )
                 for row in rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from privyseal_ca.ceremony.files import write_file
-from privyseal_ca.config import SETTINGS_FILE, Settings
+from privyseal_ca.config import SETTINGS_FILE, Settings, problems_of
 from privyseal_ca.errors import ConfigurationError
 from privyseal_ca.sections import SPECIAL_USE_SUFFIXES, ServerSettings
 
@@ -70,12 +70,8 @@ class FirstSettings:
         try:
             Settings(**tomllib.loads(text))
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(part) for part in issue['loc'])}: {issue['msg']}"
-                for issue in error.errors(include_input=False)
-            )
             raise ConfigurationError(
-                f"The settings would not be valid: {problems}.", hint="Mend the options."
+                f"The settings would not be valid: {problems_of(error)}.", hint="Mend the options."
             ) from error
         return text
 

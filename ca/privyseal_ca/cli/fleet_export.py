@@ -51,7 +51,12 @@ FORMS: Final = {
 
 @click.command("export", cls=Command)
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--format", "format_name", type=click.Choice(tuple(FORMS)), help="Default: json with --json, else csv.")
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(tuple(FORMS)),
+    help="Default: json with --json, else what FILE ends with, else csv.",
+)
 @filter_options
 @pass_invocation
 def export(invocation: Invocation, file: Path | None, format_name: str | None, **options: Any) -> None:
@@ -61,7 +66,8 @@ def export(invocation: Invocation, file: Path | None, format_name: str | None, *
     begin with an apostrophe.
     """
     settings, now = settings_of(invocation), surroundings_of(invocation).clock.now()
-    format_name = format_name or ("json" if invocation.json else "csv")
+    ending = file.suffix.removeprefix(".").lower() if file is not None else ""
+    format_name = format_name or ("json" if invocation.json else ending if ending in FORMS else "csv")
     form = FORMS[format_name]
 
     async def work() -> int:

@@ -106,7 +106,8 @@ async def _run_now(
     if ticket is None:
         names = ", ".join(row.name for row in await store.read(all_jobs))
         raise JobFailedError(
-            f"There is no job of that name. There are: {names or 'none'}.", hint="`privyseal job list`"
+            f"There is no job of that name. There are: {names or 'none'}.",
+            hint="`privyseal job list` says what each is doing.",
         )
     begun = changed = told = time.monotonic()
     while True:

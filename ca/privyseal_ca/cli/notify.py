@@ -11,7 +11,7 @@ from privyseal_ca.clock import rfc3339
 from privyseal_ca.config import Settings
 from privyseal_ca.errors import ConfigurationError, NotificationError, ServiceAwayError
 from privyseal_ca.notification_sections import RouteSettings
-from privyseal_ca.notify.checking import check_route, find_route, open_templates
+from privyseal_ca.notify.checking import NO_ROUTES_HINT, check_route, find_route, open_templates
 from privyseal_ca.notify.compose import Content, plain
 from privyseal_ca.notify.deliver import deliver
 from privyseal_ca.notify.news import address_of
@@ -138,9 +138,7 @@ def preview_command(invocation: Invocation, digest: bool) -> None:
             return [*(await newsroom.news(now)).drafts, *system]
 
     if not settings.notifications.routes:
-        raise ConfigurationError(
-            "There are no routes, so nobody is told of anything.", hint="Set notifications.routes."
-        )
+        raise ConfigurationError("There are no routes, so nobody is told of anything.", hint=NO_ROUTES_HINT)
     drafts = run(work())
     parts = [
         f"--- {draft.route}{f' to {draft.recipient}' if draft.recipient else ''}: {draft.title}\n\n{draft.body}"

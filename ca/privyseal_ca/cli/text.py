@@ -19,7 +19,7 @@ def duration(text: str) -> int:
     """
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise click.BadParameter("give a number with s, m, h, d or w, such as 30d")
+        raise click.BadParameter("give a whole number above 0 with s, m, h, d or w, such as 30d")
     return int(match["number"]) * _UNITS[match["unit"]]
 
 

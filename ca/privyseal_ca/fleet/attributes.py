@@ -97,21 +97,29 @@ def checked_attributes(
             f"There is no criticality {criticality[:32]!r}.", hint=f"Use one of {', '.join(CRITICALITIES)}."
         )
     found: dict[str, str] = {}
-    try:
-        checked = {name: _word.validate_python(value) for name, value in words.items()}
-        for label in labels:
-            name, separator, value = label.partition("=")
-            if not separator:
-                raise ConfigurationError(f"{label[:64]!r} is no label.", hint="Write it as name=value.")
-            found[_label.validate_python(name)] = _word.validate_python(value)
-    except ValidationError as error:
-        raise ConfigurationError(
-            "An owner, team, service, environment or label cannot be used: it is too long or has characters that it may not have.",
-            hint="Use up to 200 printable characters, for names of labels up to 63 letters, digits and ./_-",
-        ) from error
+    checked = {name: _usable(_word, value, f"The {name}") for name, value in words.items()}
+    for label in labels:
+        name, separator, value = label.partition("=")
+        if not separator:
+            raise ConfigurationError(f"{label[:64]!r} is no label.", hint="Write it as name=value.")
+        name = _usable(_label, name, f"The name of the label {name[:64]!r}")
+        if name in found:
+            raise ConfigurationError(f"The label {name} is given twice.", hint="A label has one value: leave one out.")
+        found[name] = _usable(_word, value, f"The value of the label {name}")
     if len(found) > MOST_LABELS:
         raise ConfigurationError(f"There are more than {MOST_LABELS} labels.", hint="Leave some out.")
     return Attributes(criticality=criticality, labels=found, renews=renews, **checked)
+
+
+def _usable(kind: TypeAdapter[str], value: str, what: str) -> str:
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        raise ConfigurationError(
+            f"{what} cannot be used: it is empty or too long, or has characters that it may not have.",
+            hint="Use up to 200 printable characters; for names of labels up to 63 letters, digits and ./_-, "
+            "beginning with a letter or digit.",
+        ) from error
 
 
 def attribute(

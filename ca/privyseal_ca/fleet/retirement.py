@@ -43,7 +43,10 @@ def retire(
         raise PolicyError("The reason cannot be used.", hint=f"Give 1 to {MOST_REASON} printable characters.")
     row = require_lineage(transaction, lineage_id)
     if row.retired_at:
-        raise PolicyError(f"The workload {row.id} is retired already.")
+        raise PolicyError(
+            f"The workload {row.id} is retired already.",
+            hint="Nothing is to be done; `privyseal fleet resume` expects its renewals again.",
+        )
     changed = row._replace(
         retired_at=int(now),
         retired_by=actor,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from privyseal_ca.config import problems_of
 from privyseal_ca.errors import ConfigurationError, ProfileRefusedError, UnsupportedNameError
 from privyseal_ca.identifiers import Identifier, IdentifierType, shown
 
@@ -260,12 +261,8 @@ def _parsed(path: str, text: str) -> Profile:
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"The profile {path} is no TOML: {error}.", hint="Mend the file.") from error
     except ValidationError as error:
-        problems = "; ".join(
-            ": ".join(filter(None, [".".join(map(str, issue["loc"])), issue["msg"]]))
-            for issue in error.errors(include_input=False, include_url=False)
-        )
         raise ConfigurationError(
-            f"The profile {path} is not valid: {problems}.", hint="docs/profiles.md describes every key."
+            f"The profile {path} is not valid: {problems_of(error)}.", hint="docs/profiles.md describes every key."
         ) from error
     if not name or not name[0].isalnum() or not set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-"):
         raise ConfigurationError(

@@ -1,11 +1,18 @@
 """Looking at routes and templates without sending anything."""
 
+from typing import Final
+
 from privyseal_ca.config import Settings
 from privyseal_ca.errors import ConfigurationError, NotificationError
 from privyseal_ca.notification_sections import RouteSettings
 from privyseal_ca.notify.deliver import understood
 from privyseal_ca.notify.targets import addressed, read_targets
 from privyseal_ca.notify.templates import Templates
+
+#: What to do where nobody is told of anything.
+NO_ROUTES_HINT: Final = (
+    "Add [[notifications.routes]] with name and url_file to privyseal.toml; docs/notifications.md shows how."
+)
 
 
 def open_templates(settings: Settings) -> Templates:
@@ -45,6 +52,9 @@ def find_route(settings: Settings, name: str) -> RouteSettings:
         if route.name == name:
             return route
     names = ", ".join(route.name for route in settings.notifications.routes)
+    if not names:
+        raise NotificationError("There are no routes, so nobody is told of anything.", hint=NO_ROUTES_HINT)
     raise NotificationError(
-        f"There is no route of that name. There are: {names or 'none'}.", hint="notifications.routes"
+        f"There is no route {name[:64]!r}. There are: {names}.",
+        hint="Take one of these, or add one to notifications.routes in the settings; docs/notifications.md shows how.",
     )

@@ -7,6 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from privyseal_ca.config import problems_of
 from privyseal_ca.errors import ConfigurationError, LedgerError
 from privyseal_ca.hsm.uri import KeyUri
 from privyseal_ca.ledger.note import check_name
@@ -79,11 +80,7 @@ def checked(document: dict[str, object], path: Path) -> WitnessHomeSettings:
     try:
         return WitnessHomeSettings.model_validate(document)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in issue['loc'])}: {issue['msg']}"
-            for issue in error.errors(include_input=False)
-        )
-        raise ConfigurationError(f"The settings in {path} are not valid: {problems}.", hint=_HINT) from error
+        raise ConfigurationError(f"The settings in {path} are not valid: {problems_of(error)}.", hint=_HINT) from error
 
 
 def settings_text(settings: WitnessHomeSettings) -> str:
