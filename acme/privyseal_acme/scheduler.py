@@ -20,7 +20,7 @@ from typing import Any, Final
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from privyseal_acme.background import Attempt, repeat
+from privyseal_acme.background import Attempt
 from privyseal_acme.leases import Leadership
 from privyseal_ca.clock import Clock
 from privyseal_ca.errors import JobFailedError, LeaseLostError, PrivySealError
@@ -84,6 +84,8 @@ class _State:
     attempt: Attempt
     #: One run at a time, whoever asks for it.
     running: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: Whether one begins in the next turn of the loop.
+    begins: bool = False
     #: Whether the row is another than what was stored last, and whether that should not wait for the next renewal.
     changed: bool = True
     urgent: bool = False
@@ -91,7 +93,11 @@ class _State:
 
 
 class Scheduler:
-    """The jobs of one process. ``random`` gives numbers from 0 to 1; ``sole`` as in :meth:`Leadership.take`."""
+    """The jobs of one process.
+
+    ``random`` gives numbers from 0 to 1, ``sleep`` waits for so many seconds before the next look about, and before work
+    that has a loop of its own; ``sole`` as in :meth:`Leadership.take`.
+    """
 
     def __init__(
         self,
@@ -102,6 +108,7 @@ class Scheduler:
         metrics: Metrics,
         *,
         random: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         sole: bool = False,
     ) -> None:
         self._leadership = leadership
@@ -109,6 +116,7 @@ class Scheduler:
         self._clock = clock
         self._metrics = metrics
         self._random = random
+        self._sleep = sleep
         self._sole = sole
         self._states = {job.name: self._state(job) for job in jobs}
         self._timer = AsyncIOScheduler(timezone=UTC)
@@ -131,11 +139,12 @@ class Scheduler:
             if state.job.place == PROCESS:
                 self._plan(state, self._delay(state))
         try:
-            await Attempt("scheduler", self._tick)()
+            look = Attempt("scheduler", self._tick)
+            await look()
             for state in self._states.values():
                 if state.job.short:
                     self._begin(self._loop(state))
-            self._begin(repeat(_TICK_SECONDS, "scheduler", self._tick))
+            self._begin(self._repeat(look))
             yield
         finally:
             self._timer.shutdown(wait=False)
@@ -153,9 +162,14 @@ class Scheduler:
 
     # When work begins
 
+    async def _repeat(self, look: Attempt) -> None:
+        while True:
+            await self._sleep(_TICK_SECONDS)
+            await look()
+
     async def _loop(self, state: _State) -> None:
         while True:
-            await asyncio.sleep(state.job.every)
+            await self._sleep(state.job.every)
             if self._has(state) and not state.running.locked():
                 await self._run(state)
 
@@ -176,10 +190,19 @@ class Scheduler:
 
     async def _due(self, state: _State) -> None:
         """Called by the timer, which is not to be the one who stops the work."""
-        if self._has(state) and not state.running.locked():
+        if self._has(state):
+            self._start(state)
+
+    def _start(self, state: _State) -> None:
+        """Have a run begin in the next turn of the loop, unless one is under way or about to begin."""
+        if not (state.begins or state.running.locked()):
+            state.begins = True
+            state.row = state.row._replace(next_due=int(self._clock.now()))
+            state.changed = True
             self._begin(self._run_once(state))
 
     async def _run_once(self, state: _State) -> None:
+        state.begins = False
         await self._run(state)
 
     def _delay(self, state: _State) -> float:
@@ -249,8 +272,8 @@ class Scheduler:
         """Mend what a clock that stepped has put in the wrong place, renew or take the lease, and look for requests."""
         # First, and shown last in any case: neither needs the database, which may be away.
         for state in self._states.values():
-            if not state.job.short and self._has(state) and not state.running.locked() and self._misplanned(state):
-                self._plan(state, 0)
+            if not state.job.short and self._has(state) and self._misplanned(state):
+                self._start(state)
         try:
             await self._lead()
         finally:
@@ -306,7 +329,7 @@ class Scheduler:
                 if before.last_succeeded:
                     self._metrics.job_last_success.labels(name).set(before.last_succeeded)
             if before is None or self._misplanned(state):
-                self._plan(state, 0)
+                self._start(state)
             else:
                 self._plan(state, max(0.0, state.row.next_due - self._clock.now()))
         self._led = fence
