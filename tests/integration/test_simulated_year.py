@@ -6,7 +6,6 @@ What must hold is in :mod:`simulation.inspection`. That it is found out when it 
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -82,9 +81,9 @@ def test_a_year_of_a_thousand_workloads(make_settings: MakeSettings, tmp_path: P
     assert report.counted["in_time"] > 0.95 * report.renewals
 
 
-def test_some_weeks_by_chance(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """Other chances with every run; a seed that fails is named."""
-    seed = int.from_bytes(os.urandom(4))
+@pytest.mark.parametrize("seed", [5, 77])
+def test_some_weeks_of_short_lives(seed: int, make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Other chances than in the year. What one seed leads to is nearly the same each time: other numbers look elsewhere."""
     report = live(make_settings, tmp_path, seed=seed, size=100, lifetime=30, days=60)
     assert report.renewals > 50
 
