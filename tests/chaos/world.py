@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,10 @@ _SETTINGS: Final = {
 }
 
 
+#: In which a server of PostgreSQL has recovered from a crash, in seconds.
+_PATIENCE = 60.0
+
+
 class Rows:
     """The database, read by plain SQL and not by the product's code."""
 
@@ -57,8 +62,16 @@ class Rows:
             path = self.url.removeprefix("sqlite:///")
             with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
                 return connection.execute(query).fetchall()
-        with psycopg.connect(self.url) as connection:
-            return connection.execute(query.encode()).fetchall()
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                with psycopg.connect(self.url) as connection:
+                    return connection.execute(query.encode()).fetchall()
+            except psycopg.OperationalError:
+                # A server that a fault has just hit may still be recovering.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
 
 @dataclass
