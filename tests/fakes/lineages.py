@@ -1,6 +1,7 @@
 """Workloads as the store keeps them, made without certificates."""
 
 import json
+import time
 from hashlib import sha256
 from typing import Any
 
@@ -9,6 +10,16 @@ from privyseal_ca.store.fleet import LineageRow
 DAY = 86400
 #: 2026-11-21T10:00:00Z
 NOW = 1_795_255_200
+_TIMES = (
+    "not_before",
+    "not_after",
+    "created",
+    "renewed_at",
+    "window_start",
+    "window_end",
+    "deadline",
+    "missed_at",
+)
 
 
 def lineage(lineage_id: str = "w1", *names: str, **columns: Any) -> LineageRow:
@@ -53,6 +64,12 @@ def late(lineage_id: str = "w1", *names: str, **columns: Any) -> LineageRow:
         "state_since": NOW - 2 * DAY,
     }
     return lineage(lineage_id, *names, **{**usual, **columns})
+
+
+def seen_now(row: LineageRow) -> LineageRow:
+    """The workload with its times as they would be if it were now what is :data:`NOW` here."""
+    shift = int(time.time()) - NOW
+    return row._replace(**{name: getattr(row, name) + shift for name in _TIMES if getattr(row, name)})
 
 
 def attempt(stage: str, problem: str, detail: str = "", **more: Any) -> str:

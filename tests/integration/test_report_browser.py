@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from fakes.home import MakeSettings
-from fakes.lineages import DAY, NOW, attempt, late, lineage
+from fakes.lineages import DAY, NOW, attempt, late, lineage, seen_now
 from privyseal_acme.cli import cli
 from privyseal_ca.ceremony.initialise import make_store
 from privyseal_ca.store.backends import backend_for
@@ -30,26 +29,11 @@ _ARGUMENTS: Final = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-_SHIFT: Final = int(time.time()) - NOW
-_TIMES: Final = (
-    "not_before",
-    "not_after",
-    "created",
-    "renewed_at",
-    "window_start",
-    "window_end",
-    "deadline",
-    "missed_at",
-)
 #: Were any of it more than text, `window.harmed` would be set or the page would break.
 SCRIPT: Final = "<script>window.harmed=1</script>"
 BREAKS_OUT: Final = "\"'></summary><img src=https://elsewhere.invalid/x onerror=window.harmed=1>"
 TURNED: Final = "safe\u202etest.evil"
 TITLE: Final = f"Fleet </title>{SCRIPT}"
-
-
-def seen_now(row: LineageRow) -> LineageRow:
-    return row._replace(**{name: getattr(row, name) + _SHIFT for name in _TIMES if getattr(row, name)})
 
 
 def workloads() -> Iterator[LineageRow]:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import pytest
 
 from fakes.home import MakeSettings
-from fakes.lineages import DAY, NOW, attempt, late, lineage
+from fakes.lineages import DAY, NOW, attempt, late, lineage, seen_now
 from fakes.postgresql import cluster, copy_to_postgresql
 from fakes.process import PRIVYSEAL, clean_environment, run_command
 from privyseal_ca.ceremony.initialise import make_store
@@ -31,7 +31,7 @@ from privyseal_ca.cli.status_watch import frame, view
 from privyseal_ca.config import Settings
 from privyseal_ca.errors import StoreUnavailableError
 from privyseal_ca.store.backends import backend_for
-from privyseal_ca.store.fleet import LineageRow, add_lineage
+from privyseal_ca.store.fleet import add_lineage
 from privyseal_ca.store.notifications import WAITING, NotificationRow, add_notification
 from privyseal_ca.store.scheduling import JobRow, report_jobs
 from privyseal_ca.store.statement import Transaction
@@ -39,22 +39,6 @@ from privyseal_ca.store.statement import Transaction
 _SECONDS: Final = 60.0
 _ENTER: Final = "\x1b[?1049h"
 _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
-#: Workloads of the clock of fakes.lineages, as if they were seen now.
-_SHIFT: Final = int(time.time()) - NOW
-_TIMES: Final = (
-    "not_before",
-    "not_after",
-    "created",
-    "renewed_at",
-    "window_start",
-    "window_end",
-    "deadline",
-    "missed_at",
-)
-
-
-def seen_now(row: LineageRow) -> LineageRow:
-    return row._replace(**{name: getattr(row, name) + _SHIFT for name in _TIMES if getattr(row, name)})
 
 
 ROWS: Final = (

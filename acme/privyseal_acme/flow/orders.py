@@ -74,7 +74,7 @@ class OrderFlow:
         except (Problem, PrivySealError) as error:
             subject = Subject(
                 requester=account.actor,
-                profile=printable(message.profile or self._usual_profile(account)),
+                profile=printable(message.profile or self._usual_profile(self._allowed_profiles(account))),
                 names=names_of(message.identifiers),
                 replaces=message.replaces,
             )
@@ -176,19 +176,20 @@ class OrderFlow:
                 help_url=urls.limits,
             )
 
-    def _usual_profile(self, account: AccountRow) -> str:
-        """The name of the profile for ``account`` where it asks for none."""
-        default = self._context.settings.issuance.default_profile
+    def _allowed_profiles(self, account: AccountRow) -> Sequence[str]:
+        """The profiles that ``account`` may use; none are named when it may use all of them."""
         policy = self._context.policy_of(account)
-        allowed = policy.profiles if policy is not None else ()
+        return policy.profiles if policy is not None else ()
+
+    def _usual_profile(self, allowed: Sequence[str]) -> str:
+        """The name of the profile where a client asks for none."""
+        default = self._context.settings.issuance.default_profile
         # The server picks one that the account may use (profiles draft section 4).
         return default if not allowed or default in allowed else allowed[0]
 
     def _profile(self, requested: str | None, account: AccountRow) -> Profile:
-        context = self._context
-        policy = context.policy_of(account)
-        allowed = policy.profiles if policy is not None else ()
-        name = self._usual_profile(account) if requested is None else requested
+        context, allowed = self._context, self._allowed_profiles(account)
+        name = self._usual_profile(allowed) if requested is None else requested
         profile = context.profiles.get(name)
         if profile is None or (allowed and name not in allowed):
             raise Problem(
